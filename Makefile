@@ -1,0 +1,43 @@
+# Everything runs in .venv, which is made when it is missing or when its ingredients have changed.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo e2e test proofs check help clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(READY) ## make .venv with everything pinned
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[test,dev]'
+	touch $@
+
+demo: $(READY) ## the whole pipeline on the built-in world, in minutes on a laptop
+	$(BIN)/rlhf run demo
+
+e2e: $(READY) ## the whole pipeline on the E2E NLG Challenge (downloads the data)
+	$(BIN)/rlhf data fetch e2e
+	$(BIN)/rlhf run e2e
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest
+
+proofs: $(READY) ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY) ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove .venv and what tools have left; artifacts and runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The chains of steps, and the `rlhf` command."""

@@ -1,0 +1,196 @@
+"""The `rlhf` command.
+
+Every import that takes time is inside the command that needs it: `rlhf --help` has to answer at
+once, and only `generate` and steps that really run may import torch.
+
+Exit codes: 0 done, 1 a fault, 2 the user's input, 3 the gate, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_core.errors import InputError
+
+if TYPE_CHECKING:
+    from rlhf_core.config import PipelineConfig
+
+RECIPES = Path(__file__).resolve().parent.parent / "deployments" / "configs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"rlhf: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("rlhf: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `rlhf plan ... | head`
+        sys.stderr.close()
+        return 1
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe: a path, or the name of one that ships with the project.
+
+    Raises:
+        InputError: there is neither.
+    """
+    path = Path(recipe)
+    shipped = RECIPES / f"{recipe}.yaml"
+    if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        return path
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
+    raise InputError(f"{recipe}: no such recipe; give a YAML file or one of: {names}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlhf",
+        description="A corpus, demonstrations and human rankings to a model that people prefer.",
+        epilog="exit codes: 0 done, 1 a fault, 2 your input, 3 the reward model's gate, "
+        "130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=version("rlhf-pipeline"))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run a recipe; what is finished is not run again")
+    _add_recipe(run)
+    run.add_argument("--verify", action="store_true", help="check every byte of cached results")
+    run.add_argument("--refresh", action="store_true", help="run every step again")
+    run.set_defaults(run=_run)
+
+    plan = commands.add_parser("plan", help="show which steps a run would run, and why")
+    _add_recipe(plan)
+    plan.set_defaults(run=_plan)
+
+    generate = commands.add_parser("generate", help="texts of a trained model")
+    generate.add_argument("prompts", metavar="PROMPT", nargs="+", help="text to go on from")
+    generate.add_argument(
+        "--model", required=True, type=Path, metavar="DIR", help="a run's policy, or any causal LM"
+    )
+    generate.add_argument("--temperature", type=float, default=1.0, help="default %(default)s")
+    generate.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="default %(default)s"
+    )
+    generate.add_argument(
+        "--num", type=int, default=1, metavar="N", help="texts per prompt, default %(default)s"
+    )
+    generate.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    generate.set_defaults(run=_generate)
+
+    report = commands.add_parser("report", help="where a run's report is, and what it says")
+    report.add_argument("name", metavar="RUN", help="name or folder of a run")
+    report.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s"
+    )
+    report.add_argument("--open", action="store_true", help="open it in the browser")
+    report.set_defaults(run=_report)
+
+    data = commands.add_parser("data", help="data sets")
+    actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
+    fetch = actions.add_parser("fetch", help="download a data set that a recipe needs")
+    fetch.add_argument("dataset", choices=["e2e"], help="e2e: the E2E NLG Challenge")
+    fetch.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="default %(default)s"
+    )
+    fetch.set_defaults(run=_fetch)
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a shipped name: demo")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        dest="overrides",
+        help="override one value, such as ppo.kl_coef=0.1; may be repeated",
+    )
+
+
+def _config(options: argparse.Namespace) -> "PipelineConfig":
+    from rlhf_core.config import load_config
+
+    return load_config(find_recipe(options.recipe), options.overrides)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from flows.local_run import run_locally
+
+    return run_locally(config, verify=options.verify, refresh=options.refresh)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from flows.plan import print_plan
+
+    return print_plan(config)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    for name, least in (("temperature", 0.0), ("max_new_tokens", 0), ("num", 0)):
+        value = getattr(options, name)
+        if not value > least:
+            raise InputError(f"--{name.replace('_', '-')} must be > 0, got {value}")
+    if not (options.model / "config.json").is_file():
+        raise InputError(
+            f"{options.model}: no model there (no config.json); a run's is in runs/<name>/policy"
+        )
+    from rlhf_core.generation import generate_texts
+
+    try:
+        answers = generate_texts(
+            options.model,
+            options.prompts,
+            temperature=options.temperature,
+            max_new_tokens=options.max_new_tokens,
+            samples_per_prompt=options.num,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    for prompt, texts in zip(options.prompts, answers, strict=True):
+        if len(options.prompts) > 1:
+            print(f"# {prompt}")
+        for text in texts:
+            print(text)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from flows.overview import saved_report
+
+    path, headline = saved_report(options.name, options.runs)
+    if headline:
+        print(headline)
+    print(path)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from flows.e2e_data import fetch_e2e
+
+    for path, rows in fetch_e2e(options.data / "e2e"):
+        print(f"{path}: {rows} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""What a run does, step by step: numbered log lines while it runs, a summary at the end."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.records import StepResult
+from tasks import step as steps
+
+STEPS = (
+    "ingest",
+    "pretrain",
+    "sft",
+    "sample",
+    "feedback",
+    "rate",
+    "reward",
+    "ppo",
+    "evaluate",
+    "report",
+)
+
+ANNOUNCE_SECONDS = 1.0
+"""A step that takes longer says that it has started; a cached one is done before."""
+
+log = logging.getLogger("rlhf")
+
+OutcomeName = Literal["run", "cached", "skipped", "not reached"]
+
+
+class StepOutcome(BaseModel):
+    """What became of one of the ten steps."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: str
+    outcome: OutcomeName
+    seconds: float = 0.0
+
+
+class RunSummary(BaseModel):
+    """What a run did and where its results are; small enough for Prefect to keep."""
+
+    name: str
+    outcomes: list[StepOutcome]
+    results: dict[str, StepResult]
+    gate_passed: bool | None = None
+    gate_reason: str = ""
+    seconds: float = 0.0
+
+
+class Walker(Protocol):
+    """What goes along the chain: calls the steps, or only asks what they would do."""
+
+    def run(self, step: Any, **inputs: Any) -> Any:
+        """Go to a step; returns what it publishes, with `tables` and `model`."""
+
+    def skip(self, name: str, why: str) -> None:
+        """Leave a step out."""
+
+    def gate(self, check: Callable[[PipelineConfig, StepResult], Any], result: Any) -> bool:
+        """Whether PPO may start on the reward model of `result`."""
+
+    def report(self, step: Any) -> None:
+        """Go to the last step, which gets all results."""
+
+
+class Journal:
+    """Calls the steps of one run, numbers their log lines, and keeps what came of them."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+        self._verdict: Any = None
+        self._results: dict[str, StepResult] = {}
+        self._outcomes: dict[str, StepOutcome] = {}
+        self._began = time.monotonic()
+        steps.outcomes.clear()
+
+    def run(self, step: Any, **inputs: Any) -> StepResult:
+        """Call a step and note its outcome."""
+        with self._timed(step.name) as note:
+            result: StepResult = step(self.config, **inputs)
+            note(steps.outcomes[-1].outcome)
+        self._results[step.name] = result
+        return result
+
+    def skip(self, name: str, why: str) -> None:
+        """Note that this run has no use for a step."""
+        self._outcomes[name] = StepOutcome(step=name, outcome="skipped")
+        log.info("%s skipped: %s", _numbered(name), why)
+
+    def gate(self, check: Callable[[PipelineConfig, StepResult], Any], result: StepResult) -> bool:
+        """Judge the reward model; False when PPO must not start on it."""
+        self._verdict = check(self.config, result)
+        if not self._verdict.passed and not self.config.ppo.gate.enforce:
+            log.warning(
+                "the reward model failed its gate (%s); PPO starts all the same, since "
+                "ppo.gate.enforce is off",
+                self._verdict.reason,
+            )
+        return not self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the gate has stopped the run."""
+        failed = self._verdict is not None and not self._verdict.passed
+        return failed and self.config.ppo.gate.enforce
+
+    def report(self, step: Any) -> None:
+        """Call the report step, which gets all results and publishes no artifact."""
+        with self._timed(step.name) as note:
+            statuses = {name: done.outcome for name, done in self._outcomes.items()}
+            step(self.config, results=self._results, gate=self._verdict, statuses=statuses)
+            note("run")
+
+    def summary(self) -> RunSummary:
+        """What the run did so far; steps it has not come to are `not reached`."""
+        outcomes = {name: StepOutcome(step=name, outcome="not reached") for name in STEPS}
+        return RunSummary(
+            name=self.config.name,
+            outcomes=list((outcomes | self._outcomes).values()),
+            results=self._results,
+            gate_passed=None if self._verdict is None else self._verdict.passed,
+            gate_reason="" if self._verdict is None else self._verdict.reason,
+            seconds=time.monotonic() - self._began,
+        )
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[Callable[[OutcomeName], None]]:
+        title = _numbered(name)
+        # In a copy of this context, so that Prefect knows whose line it is.
+        context = copy_context()
+        timer = threading.Timer(ANNOUNCE_SECONDS, context.run, (log.info, "%s ...", title))
+        timer.daemon = True
+        timer.start()
+        began = time.monotonic()
+
+        def note(outcome: OutcomeName) -> None:
+            timer.cancel()
+            seconds = time.monotonic() - began
+            if outcome == "cached":
+                log.info("%s cached", title)
+            else:
+                log.info("%s done in %s", title, duration(seconds))
+            before = self._outcomes.get(name)
+            if before is not None and before.outcome == "run":  # an earlier pass of this run
+                outcome, seconds = "run", seconds + before.seconds
+            self._outcomes[name] = StepOutcome(step=name, outcome=outcome, seconds=seconds)
+
+        try:
+            yield note
+        except BaseException:
+            log.info("%s stopped after %s", title, duration(time.monotonic() - began))
+            raise
+        finally:
+            timer.cancel()
+
+
+def _numbered(name: str) -> str:
+    # base_model imports a checkpoint in the place of pretrain.
+    place = STEPS.index(name if name in STEPS else "pretrain") + 1
+    return f"[{place:>2}/{len(STEPS)}] {name:<10}"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,182 @@
+"""`rlhf run`: the flow in this process, quiet, with a temporary Prefect server unless there is one.
+
+Nothing here imports Prefect before `prepare_prefect` has set its environment.
+"""
+
+import contextlib
+import logging
+import os
+import resource
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flows.journal import RunSummary
+from flows.local_server import LocalServer, server_is_configured
+from flows.overview import output_console, overview
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import GateFailed, InputError
+from tasks.progress import console
+
+PREFECT_ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Prefect's lines still go to its API; on the console stand our own.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "rlhf",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+"""Defaults for a run on this machine; what the user has set stays."""
+
+
+def run_locally(config: PipelineConfig, *, verify: bool, refresh: bool) -> int:
+    """Run the flow here, print the overview, and return the exit code.
+
+    Args:
+        config: the recipe.
+        verify: believe a hit only after the sha256 of all its files.
+        refresh: run every step again.
+    """
+    server = prepare_prefect()
+    _error_log(config).unlink(missing_ok=True)
+    with _signals_interrupt():
+        began = time.monotonic()
+        try:
+            code, summary = _run_flow(config, server, verify=verify, refresh=refresh)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "TerminationSignal":
+                return _interrupted()
+            if isinstance(error, InputError) or not isinstance(error, Exception):
+                raise
+            return _fault(config, error)
+    table = overview(summary, config, time.monotonic() - began, peak_memory_bytes())
+    output_console().print(table)
+    if code == GateFailed.exit_code:
+        say(f"the reward model failed its gate, so PPO did not start: {summary.gate_reason}")
+    return code
+
+
+def prepare_prefect() -> LocalServer | None:
+    """Set Prefect's environment; start a server where the user has none.
+
+    Returns:
+        The server that was started, still on its way up.
+    """
+    for name, value in PREFECT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if server_is_configured():
+        return None
+    server = LocalServer()
+    server.start()
+    # Prefect's threads read the environment, not the settings of the thread that made them.
+    os.environ["PREFECT_API_URL"] = server.api_url
+    return server
+
+
+def _run_flow(
+    config: PipelineConfig, server: LocalServer | None, *, verify: bool, refresh: bool
+) -> tuple[int, RunSummary]:
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_TASKS_REFRESH_CACHE,
+        temporary_settings,
+    )
+
+    from flows.rlhf import PpoNotStarted, rlhf_pipeline
+    from tasks.step import verify_all
+
+    show_logs()
+    verify_all(verify)
+    # The heartbeat tells a worker's runs from dead ones; here it would cost a second at the end.
+    settings: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    if refresh:
+        settings[PREFECT_TASKS_REFRESH_CACHE] = True
+    if server is not None:
+        server.wait()
+    with temporary_settings(settings):
+        try:
+            return 0, rlhf_pipeline(config)
+        except PpoNotStarted as stopped:
+            return stopped.exit_code, stopped.summary
+
+
+class _ConsoleHandler(logging.Handler):
+    """Our lines on the shared console, so that they do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+            if record.levelno >= logging.WARNING:
+                text = f"{record.levelname.lower()}: {text}"
+            style = "yellow" if record.levelno >= logging.WARNING else None
+            console().print(text, style=style, markup=False, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
+def show_logs() -> None:
+    """Show what our code logs on the console, through Prefect's run loggers too.
+
+    Prefect's own lines (`Beginning flow run`, tracebacks of failed tasks) are left out: they are
+    those that its own files log.
+    """
+    import prefect
+
+    inside = str(Path(prefect.__file__).parent)
+    handler = _ConsoleHandler(logging.INFO)
+    handler.addFilter(lambda record: not record.pathname.startswith(inside))
+    for name in ("rlhf", "rlhf_core", "tasks", "prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        if not name.startswith("prefect"):
+            logger.setLevel(logging.INFO)
+
+
+def say(message: str) -> None:
+    """Lines for the user on standard error, each with the command's name before it."""
+    for line in message.splitlines():
+        console().print(f"rlhf: {line}", markup=False, soft_wrap=True)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM ends the run like Ctrl-C."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted() -> int:
+    command = shlex.join(["rlhf", *sys.argv[1:]])
+    say(f"interrupted; what is finished stays, and the same command goes on from there: {command}")
+    return 130
+
+
+def _error_log(config: PipelineConfig) -> Path:
+    return Path(config.paths.runs).expanduser() / config.name / "error.log"
+
+
+def _fault(config: PipelineConfig, error: Exception) -> int:
+    path = _error_log(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    words = str(error).strip().splitlines()
+    say(f"{type(error).__name__}: {words[0] if words else 'no message'}; full traceback in {path}")
+    return 1

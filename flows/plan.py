@@ -1,0 +1,97 @@
+"""`rlhf plan`: go along the chain and only ask what each step would do."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from flows.journal import STEPS
+from flows.overview import output_console
+from rlhf_core.config import PipelineConfig
+from rlhf_core.records import StepResult
+from tasks.step import UNKNOWN, lookup
+
+Forecast = Literal["cached", "would run", "skipped", "not reached"]
+STYLES = {"cached": "cyan", "would run": "green", "skipped": "dim", "not reached": "yellow"}
+
+
+class PlannedStep(NamedTuple):
+    """What a run would do with a step, and why."""
+
+    step: str
+    forecast: Forecast
+    reason: str
+
+
+class _Unbuilt:
+    """The result of a step that would run: nobody knows its content yet."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, Any] = defaultdict(lambda: UNKNOWN)
+        self.model: Any = UNKNOWN
+
+
+class Planner:
+    """Goes along the chain without running anything; see `flows.journal.Walker`."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+        self._planned: dict[str, PlannedStep] = {}
+
+    def run(self, step: Any, **inputs: Any) -> Any:
+        """Look the step up."""
+        found = lookup(step, self.config, **inputs)
+        if found.result is not None:
+            self._note(step.name, "cached", "")
+            return found.result
+        self._note(step.name, "would run", found.reason)
+        return _Unbuilt()
+
+    def skip(self, name: str, why: str) -> None:
+        """Note that a run would leave the step out."""
+        self._note(name, "skipped", why)
+
+    def gate(self, check: Callable[[PipelineConfig, StepResult], Any], result: Any) -> bool:
+        """Judge a reward model that is there; one that is not may pass."""
+        if isinstance(result, _Unbuilt) or not self.config.ppo.gate.enforce:
+            return True
+        verdict = check(self.config, result)
+        if not verdict.passed:
+            for name in ("ppo", "evaluate"):
+                self._note(name, "not reached", f"the gate: {verdict.reason}")
+        return bool(verdict.passed)
+
+    def report(self, step: Any) -> None:
+        """The report is always written."""
+        self._note(step.name, "would run", "always runs")
+
+    def steps(self) -> list[PlannedStep]:
+        """All steps in the order of the chain."""
+        order = {name: place for place, name in enumerate(STEPS)}
+        order["base_model"] = order["pretrain"]
+        return sorted(self._planned.values(), key=lambda planned: order[planned.step])
+
+    def _note(self, name: str, forecast: Forecast, reason: str) -> None:
+        self._planned[name] = PlannedStep(name, forecast, reason)
+
+
+def print_plan(config: PipelineConfig) -> int:
+    """Print what a run of this recipe would do with each step; returns the exit code."""
+    from flows.rlhf import chain
+
+    planner = Planner(config)
+    chain(config, planner)
+    output_console().print(plan_table(planner.steps()))
+    return 0
+
+
+def plan_table(steps: list[PlannedStep]) -> Table:
+    """A row per step."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("step", "plan", "why"):
+        table.add_column(title)
+    for step in steps:
+        table.add_row(step.step, Text(step.forecast, STYLES[step.forecast]), Text(step.reason))
+    return table

@@ -1,0 +1,129 @@
+"""The pipeline: a corpus, demonstrations and rankings in, a policy that people prefer out.
+
+`rlhf_pipeline` is what deployments run, what `rlhf run` calls, and what a Python program may call.
+Every step is looked up by the content of its inputs first, so a flow that starts again, for
+whatever reason, goes on where it was.
+"""
+
+from prefect import flow
+
+from flows.journal import Journal, RunSummary, Walker, log
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import GateFailed
+from tasks.evaluate import evaluate
+from tasks.feedback import feedback
+from tasks.ingest import ingest
+from tasks.ppo import ppo
+from tasks.pretrain import base_model, pretrain
+from tasks.rate import rate
+from tasks.report import report
+from tasks.reward import check_gate, reward
+from tasks.sample import sample
+from tasks.sft import sft
+from tasks.store import ArtifactDamaged
+
+MAX_PASSES = 5
+"""How often the chain is gone through when artifacts turn out to be damaged as they are opened."""
+
+
+class PpoNotStarted(GateFailed):
+    """The gate stopped the run; the report is written, and the summary says what there is."""
+
+    def __init__(self, reason: str, summary: RunSummary) -> None:
+        super().__init__(reason)
+        self.summary = summary
+
+    def __reduce__(self) -> tuple[type, tuple[str, RunSummary]]:
+        return type(self), (str(self), self.summary)
+
+
+def flow_run_name() -> str:
+    """`rlhf · <name> · seed N`."""
+    from prefect.runtime import flow_run
+
+    config = flow_run.parameters["config"]
+    if isinstance(config, dict):
+        config = PipelineConfig.model_validate(config)
+    return f"rlhf · {config.name} · seed {config.seed}"
+
+
+@flow(name="rlhf", flow_run_name=flow_run_name)
+def rlhf_pipeline(config: PipelineConfig) -> RunSummary:
+    """Run the whole pipeline; steps whose result is there are not run again.
+
+    Args:
+        config: the recipe.
+
+    Returns:
+        What each step did, its results, and the total time.
+
+    Raises:
+        PpoNotStarted: the reward model failed its gate and `ppo.gate.enforce` is on.
+        InputError: the user's data or configuration is at fault.
+        ArtifactDamaged: artifacts kept being damaged while the run went on.
+    """
+    journal = Journal(config)
+    for passes in range(1, MAX_PASSES + 1):
+        try:
+            chain(config, journal)
+            break
+        except ArtifactDamaged as damage:
+            if passes == MAX_PASSES:
+                raise
+            log.warning("artifact %s; it will be built again", damage)
+    summary = journal.summary()
+    if journal.stopped:
+        raise PpoNotStarted(summary.gate_reason, summary)
+    return summary
+
+
+def chain(config: PipelineConfig, journal: Walker) -> None:
+    """The steps in their order, and what each gets of the ones before it.
+
+    Args:
+        config: the recipe.
+        journal: what calls the steps: a `Journal` runs them, a `Planner` only looks.
+    """
+    ingested = journal.run(ingest)
+    tables = ingested.tables
+    prompts, demonstrations = tables["prompts"], tables["demonstrations"]
+    if config.model.base:
+        journal.skip("pretrain", "model.base is given")
+        base = journal.run(base_model)
+    else:
+        base = journal.run(pretrain, corpus=tables["corpus"])
+    tuned = journal.run(sft, base=base.model, demonstrations=demonstrations, prompts=prompts)
+    sampled = journal.run(sample, model=tuned.model, prompts=prompts)
+    said = journal.run(
+        feedback,
+        sampled=sampled.tables["candidates"],
+        imported_candidates=tables["candidates"],
+        imported_rankings=tables["rankings"],
+        prompts=prompts,
+    )
+    candidates = said.tables["candidates"]
+    rated = journal.run(
+        rate, rankings=said.tables["rankings"], candidates=candidates, prompts=prompts
+    )
+    rewarder = journal.run(
+        reward,
+        model=tuned.model,
+        prompts=prompts,
+        candidates=candidates,
+        ratings=rated.tables["ratings"],
+        preference_pairs=rated.tables["preference_pairs"],
+        sampled=sampled.tables["candidates"],
+    )
+    if not journal.gate(check_gate, rewarder):
+        journal.report(report)
+        return
+    policy = journal.run(ppo, policy=tuned.model, reward_model=rewarder.model, prompts=prompts)
+    journal.run(
+        evaluate,
+        sft=tuned.model,
+        policy=policy.model,
+        reward_model=rewarder.model,
+        prompts=prompts,
+        demonstrations=demonstrations,
+    )
+    journal.report(report)

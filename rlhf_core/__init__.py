@@ -1,0 +1,1 @@
+"""The algorithms of RLHF, its configuration and its records; no orchestration, no tables."""

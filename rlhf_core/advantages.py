@@ -1,0 +1,72 @@
+"""Rewards per token and generalised advantage estimation."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def token_rewards(
+    scores: Float[Tensor, " B"],
+    kl: Float[Tensor, "B R"],
+    response_mask: Bool[Tensor, "B R"],
+    *,
+    kl_coef: float,
+) -> Float[Tensor, "B R"]:
+    """r_t = −kl_coef · kl_t, plus the sequence's score on its last kept token; 0 where masked.
+
+    Args:
+        scores: reward model's scores, normalised, penalties included, before any KL.
+        kl: per-token KL estimate, no gradient.
+        response_mask: a prefix of True in each row, EOS included.
+        kl_coef: reward units per nat.
+
+    Source: Ziegler et al. 2019, eq. 2; openai/lm-human-preferences `compute_rewards`. *Differs*:
+    there the score lies on the last position even where the text has ended before it.
+    """
+    rewards = (-kl_coef * kl).masked_fill(~response_mask, 0.0)
+    lengths = response_mask.sum(1)
+    rows = torch.arange(len(scores), device=scores.device)[lengths > 0]
+    rewards[rows, lengths[rows] - 1] += scores[rows]
+    return rewards
+
+
+def gae(
+    rewards: Float[Tensor, "B R"],
+    values: Float[Tensor, "B R"],
+    response_mask: Bool[Tensor, "B R"],
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
+    """Generalised advantage estimation over response tokens.
+
+    δ_t = r_t + γ·V_{t+1} − V_t,   A_t = δ_t + γλ·A_{t+1},   returns_t = A_t + V_t
+
+    V_t is the value of the state *before* token t is written (prompt and tokens < t); after the
+    last kept token the value is 0, since the episode has ended. Masked positions are 0 in both
+    results. Advantages are not whitened.
+
+    Args:
+        rewards: per token, score included.
+        values: V_t.
+        response_mask: a prefix of True in each row.
+        gamma: discount per token, in [0, 1].
+        gae_lambda: in [0, 1]; 1 gives returns = discounted sum of rewards, 0 gives A = δ.
+
+    Returns:
+        advantages, returns.
+
+    Source: Schulman et al. 2016, eq. 16.
+    """
+    rewards = rewards.masked_fill(~response_mask, 0.0)
+    values = values.masked_fill(~response_mask, 0.0)
+    advantages = torch.zeros_like(rewards)
+    next_advantage = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.sum(1)
+    next_value = torch.zeros_like(next_advantage)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        # Past the end both terms are 0, so the last kept token sees value 0 behind it.
+        next_advantage = (delta + gamma * gae_lambda * next_advantage) * response_mask[:, t]
+        next_value = values[:, t]
+        advantages[:, t] = next_advantage
+    return advantages, advantages + values

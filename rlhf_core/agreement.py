@@ -1,0 +1,295 @@
+"""How far annotators agree who judged the same pairs of texts.
+
+A vote is what one ranking says of one pair of texts (first, second): +1 first is better, -1 second
+is better, 0 a tie. Two votes are compared where they are about the same pair and come from
+different annotators: nobody is compared with themselves, also where they ranked a prompt twice.
+
+- pair_agreement: share of compared votes with the same sign, among those where both are strict.
+- kendall_tau_b: between two rankings of the same texts, averaged over such pairs of rankings,
+
+      τ_b = Σ s_p t_p / sqrt(Σ s_p² · Σ t_p²),   s_p, t_p the votes on the pairs p of their texts
+
+  (Kendall 1945, doi:10.1093/biomet/33.3.239); where one of them ties all it is undefined and left
+  out.
+- krippendorff_alpha: of the votes, the pairs of texts being the units,
+
+      α = 1 - D_o / D_e,   D = mean of (s - t)², observed within units and expected by chance
+
+  (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability). Each unit counts in both
+  orientations, for which of its texts is first is arbitrary. That makes the votes' distribution
+  symmetric, and then the ordinal difference function is proportional to the interval one.
+- tie_share: share of an annotator's votes that are ties.
+
+0 is chance for τ_b and α; chance for pair_agreement is 1/2.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+else:
+    # What is checked under pytest: numpy's own alias would refuse a plain list of integers there.
+    ArrayLike = Any
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A measure for one annotator against all others (index >= 0) or pooled over all (-1).
+
+    `n` is what was averaged: compared votes (pair_agreement, krippendorff_alpha), pairs of rankings
+    (kendall_tau_b) or votes (tie_share).
+    """
+
+    annotator: int
+    metric: str
+    value: float
+    n: int
+
+
+def measure_agreement(
+    annotators: ArrayLike,
+    rankings: ArrayLike,
+    pairs: ArrayLike,
+    signs: ArrayLike,
+    *,
+    trusted: ArrayLike | None = None,
+) -> list[Agreement]:
+    """All measures of the module, pooled and per annotator; an undefined one is left out.
+
+    Args:
+        annotators: (v,) who voted, integers >= 0.
+        rankings: (v,) in which ranking; a ranking votes once on a pair.
+        pairs: (v,) on which pair of texts; all votes on a pair have one orientation.
+        signs: (v,) -1, 0 or 1.
+        trusted: (v,) whether the annotator's votes count for others and for the pooled measures
+            (those of an annotator who is left out do not); an annotator who is not trusted is
+            compared with those who are. None: all are.
+
+    Returns:
+        Pooled measures first, then by annotator.
+
+    Raises:
+        ValueError: the arguments' shapes differ, or a sign is none of -1, 0, 1.
+    """
+    columns = [np.asarray(x, dtype=np.int64) for x in (annotators, rankings, pairs, signs)]
+    who, ranking, pair, sign = columns
+    counts = np.ones(who.shape, dtype=bool) if trusted is None else np.asarray(trusted, dtype=bool)
+    if who.ndim != 1 or len({x.shape for x in (*columns, counts)}) != 1:
+        raise ValueError(f"votes must be flat and of one length, got {[x.shape for x in columns]}")
+    if not np.isin(sign, (-1, 0, 1)).all():
+        raise ValueError("signs must be -1, 0 or 1")
+    left, right = compare_votes(who, pair)
+    strict = (sign[left] != 0) & (sign[right] != 0)
+    agree = (sign[left] == sign[right]).astype(np.float64)
+    sides = _Sides(who[left], who[right], counts[left], counts[right])
+    results = [
+        *_averages("pair_agreement", agree, strict, sides),
+        *_kendall(sign, ranking, left, right, sides),
+        *_alpha(sign, left, right, pair, sides),
+        *_tie_share(who, sign, counts),
+    ]
+    return sorted(results, key=lambda x: x.annotator)
+
+
+def compare_votes(
+    annotators: Int[np.ndarray, " v"], units: Int[np.ndarray, " v"]
+) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
+    """Every two votes on one unit by different annotators, once.
+
+    Returns:
+        Positions of the one and of the other vote.
+    """
+    order = np.argsort(units, kind="stable")
+    unit, who = units[order], annotators[order]
+    largest = int(np.bincount(np.unique(unit, return_inverse=True)[1]).max(initial=0))
+    left, right = [order[:0]], [order[:0]]
+    for lag in range(1, largest):
+        at = np.flatnonzero((unit[lag:] == unit[:-lag]) & (who[lag:] != who[:-lag]))
+        left.append(order[at])
+        right.append(order[at + lag])
+    return np.concatenate(left), np.concatenate(right)
+
+
+def krippendorff_alpha(
+    values: ArrayLike, units: ArrayLike, coders: ArrayLike, *, level: str = "ordinal"
+) -> float:
+    """Krippendorff's alpha of any values, α = 1 - D_o / D_e.
+
+    With coincidences o_ck (each ordered pair of values c, k that different coders gave a unit of m
+    values, weighing m over the number of such pairs), marginals n_c = Σ_k o_ck and n = Σ_c n_c:
+
+        D_o = Σ o_ck δ²_ck / n,   D_e = Σ n_c n_k δ²_ck / (n (n - 1)).
+
+    Args:
+        values: (v,) what was given; there are no missing entries, only absent rows.
+        units: (v,) to which unit.
+        coders: (v,) by whom; a coder's values of one unit are not compared with each other.
+        level: the difference function δ²: nominal, ordinal or interval.
+
+    Returns:
+        1 for perfect agreement, 0 for chance; NaN if all values are equal or nothing is compared.
+
+    Raises:
+        ValueError: the level is unknown.
+
+    Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, section C.
+    """
+    value = np.asarray(values, dtype=np.float64)
+    unit = np.asarray(units, dtype=np.int64)
+    left, right = compare_votes(np.asarray(coders, dtype=np.int64), unit)
+    levels, code = np.unique(value, return_inverse=True)
+    weight = _pair_weights(unit, left, right)
+    k = len(levels)
+    coincidences = np.zeros((k, k))
+    np.add.at(coincidences, (code[left], code[right]), weight)
+    coincidences += coincidences.T
+    difference = _difference(levels, coincidences.sum(axis=1), level)
+    return 1.0 - _disagreement(coincidences, difference)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """The annotators of the two votes of each comparison, and whether they are trusted."""
+
+    left: Int[np.ndarray, " c"]
+    right: Int[np.ndarray, " c"]
+    left_trusted: Bool[np.ndarray, " c"]
+    right_trusted: Bool[np.ndarray, " c"]
+
+    def sums(self, weight: Float[np.ndarray, " c"]) -> Float[np.ndarray, " a"]:
+        """Sum of `weight` by annotator over comparisons with trusted others; pooled in front."""
+        size = int(max(self.left.max(initial=-1), self.right.max(initial=-1))) + 1
+        own = np.bincount(self.left, weight * self.right_trusted, size)
+        own += np.bincount(self.right, weight * self.left_trusted, size)
+        pooled = (weight * (self.left_trusted & self.right_trusted)).sum()
+        return np.concatenate([[pooled], own]).astype(np.float64)
+
+
+def _averages(
+    metric: str, value: Float[np.ndarray, " c"], kept: Bool[np.ndarray, " c"], sides: _Sides
+) -> list[Agreement]:
+    number = sides.sums(kept.astype(np.float64))
+    total = sides.sums(np.where(kept, value, 0.0))
+    return [
+        Agreement(int(row) - 1, metric, float(total[row] / number[row]), round(number[row]))
+        for row in np.flatnonzero(number)
+    ]
+
+
+def _tie_share(
+    who: Int[np.ndarray, " v"], sign: Int[np.ndarray, " v"], counts: Bool[np.ndarray, " v"]
+) -> list[Agreement]:
+    votes = np.concatenate([[counts.sum()], np.bincount(who)])
+    ties = np.concatenate([[(counts & (sign == 0)).sum()], np.bincount(who, sign == 0)])
+    return [
+        Agreement(int(row) - 1, "tie_share", float(ties[row] / votes[row]), int(votes[row]))
+        for row in np.flatnonzero(votes)
+    ]
+
+
+def _kendall(
+    sign: Int[np.ndarray, " v"],
+    ranking: Int[np.ndarray, " v"],
+    left: Int[np.ndarray, " c"],
+    right: Int[np.ndarray, " c"],
+    sides: _Sides,
+) -> list[Agreement]:
+    if not len(left):
+        return []
+    # Which vote of a comparison is left is arbitrary: two rankings must meet under one key.
+    low = np.minimum(ranking[left], ranking[right])
+    high = np.maximum(ranking[left], ranking[right])
+    size = int(ranking.max()) + 1
+    _, first, meeting = np.unique(low * size + high, return_index=True, return_inverse=True)
+    product = np.bincount(meeting, sign[left] * sign[right])
+    # Strict votes of the ranking `low`, then of `high`.
+    turned = ranking[left] != low
+    strict = [
+        np.bincount(meeting, np.where(turned, sign[b] != 0, sign[a] != 0))
+        for a, b in ((left, right), (right, left))
+    ]
+    norm = np.sqrt(strict[0] * strict[1])
+    defined = norm > 0
+    tau = np.divide(product, norm, out=np.zeros_like(norm), where=defined)
+    meetings = _Sides(
+        sides.left[first], sides.right[first], sides.left_trusted[first], sides.right_trusted[first]
+    )
+    return _averages("kendall_tau_b", tau, defined, meetings)
+
+
+def _alpha(
+    sign: Int[np.ndarray, " v"],
+    left: Int[np.ndarray, " c"],
+    right: Int[np.ndarray, " c"],
+    pair: Int[np.ndarray, " v"],
+    sides: _Sides,
+) -> list[Agreement]:
+    """Alpha pooled and by annotator; an annotator's D_o is over their own comparisons only."""
+    pooled = sides.left_trusted & sides.right_trusted
+    coincidences = np.zeros((3, 3))
+    weight = _pair_weights(pair, left[pooled], right[pooled])
+    np.add.at(coincidences, (sign[left[pooled]] + 1, sign[right[pooled]] + 1), weight)
+    coincidences += coincidences.T
+    coincidences = (coincidences + coincidences[::-1, ::-1]) / 2.0  # both orientations
+    levels = np.array([-1.0, 0.0, 1.0])
+    difference = _difference(levels, coincidences.sum(axis=1), "interval")
+    expected = _expected(coincidences.sum(axis=1), difference)
+    if not expected > 0:
+        return []
+    squares = ((sign[left] - sign[right]) ** 2).astype(np.float64)
+    rows = _averages("krippendorff_alpha", squares, np.ones(len(left), dtype=bool), sides)
+    alphas = [Agreement(r.annotator, r.metric, 1.0 - r.value / expected, r.n) for r in rows]
+    alpha = 1.0 - _disagreement(coincidences, difference)
+    return [Agreement(-1, r.metric, alpha, r.n) if r.annotator < 0 else r for r in alphas]
+
+
+def _pair_weights(
+    units: Int[np.ndarray, " v"], left: Int[np.ndarray, " c"], right: Int[np.ndarray, " c"]
+) -> Float[np.ndarray, " c"]:
+    """Weight of each comparison, so that all of a unit of m compared votes weigh m together.
+
+    With one vote per coder it is 1 / (m - 1) for each of the m (m - 1) ordered pairs.
+    """
+    size = int(units.max(initial=-1)) + 1
+    compared = np.zeros(len(units), dtype=bool)
+    compared[left] = compared[right] = True
+    votes = np.bincount(units[compared], minlength=size)
+    comparisons = np.bincount(units[left], minlength=size)
+    return np.asarray(votes[units[left]] / (2.0 * comparisons[units[left]]), dtype=np.float64)
+
+
+def _difference(
+    levels: Float[np.ndarray, " k"], marginals: Float[np.ndarray, " k"], level: str
+) -> Float[np.ndarray, "k k"]:
+    """δ²_ck; for ordinal the square of the values counted from c to k, half of c's and of k's."""
+    if level == "nominal":
+        return 1.0 - np.eye(len(levels))
+    if level == "interval":
+        position = levels
+    elif level == "ordinal":
+        position = np.cumsum(marginals) - marginals / 2.0
+    else:
+        raise ValueError(f"level must be nominal, ordinal or interval, got {level!r}")
+    return np.asarray((position[:, None] - position[None, :]) ** 2, dtype=np.float64)
+
+
+def _expected(marginals: Float[np.ndarray, " k"], difference: Float[np.ndarray, "k k"]) -> float:
+    total = marginals.sum()
+    if total <= 1:
+        return 0.0
+    return float(marginals @ difference @ marginals / (total * (total - 1.0)))
+
+
+def _disagreement(
+    coincidences: Float[np.ndarray, "k k"], difference: Float[np.ndarray, "k k"]
+) -> float:
+    """D_o / D_e, NaN where nothing differs by chance either."""
+    marginals = coincidences.sum(axis=1)
+    expected = _expected(marginals, difference)
+    if not expected > 0:
+        return float("nan")
+    return float((coincidences * difference).sum() / marginals.sum() / expected)

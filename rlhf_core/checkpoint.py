@@ -1,0 +1,101 @@
+"""The resumable state of a training loop in one file, written atomically.
+
+Tensors and plain JSON in a safetensors file: nothing is pickled, so a state that came from
+elsewhere cannot run code.
+"""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+STATE_FILE = "state.safetensors"
+
+
+def save_state(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write `tensors` and `state` so that a reader sees either the old or the new, never a part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{STATE_FILE}.tmp"
+    # Clones, since safetensors refuses tensors that share memory (tied embeddings).
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(plain, temporary, metadata={"state": json.dumps(state)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(folder / STATE_FILE)
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `save_state` wrote last, or None when there is nothing."""
+    path = folder / STATE_FILE
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+        return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's moments as named tensors."""
+    return {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, slots in optimizer.state_dict()["state"].items()
+        for name, value in slots.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` named; groups and learning rates stay as built."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            slots.setdefault(int(index), {})[name] = tensor
+    state = optimizer.state_dict()
+    state["state"] = slots
+    optimizer.load_state_dict(state)
+
+
+def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers as `<prefix>.<name>`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def restore_module(prefix: str, module: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what `module_tensors` named."""
+    start = f"{prefix}."
+    module.load_state_dict(
+        {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+    )
+
+
+def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """States of Python's, numpy's, torch's and CUDA's generators, as tensors and JSON."""
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    tensors = {"random.torch": torch.get_rng_state()}
+    for index in range(torch.cuda.device_count()):
+        tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
+    state = {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
+    }
+    return tensors, state
+
+
+def restore_random_states(tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Put back what `random_states` read."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["random.torch"])
+    for index in range(torch.cuda.device_count()):
+        if f"random.cuda.{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random.cuda.{index}"], index)

@@ -1,0 +1,582 @@
+"""The whole configuration of a run as one frozen pydantic model, a section per step.
+
+It is at once the YAML recipe, the flow's parameter (Prefect renders it as a form) and the
+fingerprint for the cache. Every field has a unit, a bound and a default that works; unknown keys
+are errors. A field marked `RUNTIME` cannot change a result and is left out of every fingerprint.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from rlhf_core.errors import InputError
+
+RUNTIME: dict[str, Any] = {"fingerprint": False}
+"""`json_schema_extra` of a field that cannot change a result: it is in no cache key."""
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Split = Literal["sft", "reward", "reward_heldout", "ppo", "ppo_heldout", "evaluation"]
+
+
+class Section(BaseModel):
+    """A frozen group of fields in which unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Paths(Section):
+    """Where things lie; resolved at run time and in no cache key."""
+
+    root: str = Field("./artifacts", description="Folder of the published artifacts.")
+    runs: str = Field("./runs", description="Folder of the runs: report, exported policy, lineage.")
+    data: str = Field(
+        "./data", description="Folder that relative paths of sources are looked up in first."
+    )
+
+
+class Runtime(Section):
+    """How a run uses the machine; none of it can change a result, so none is in a cache key."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where models run; auto takes CUDA when there is one.", json_schema_extra=RUNTIME
+    )
+    threads: NonNegativeInt = Field(
+        0, description="Processor threads for PyTorch; 0 leaves PyTorch's choice.", json_schema_extra=RUNTIME
+    )
+    log_every: PositiveInt = Field(
+        10, description="Optimizer steps between two logged training metrics.", json_schema_extra=RUNTIME
+    )
+
+
+class Model(Section):
+    """The base model: a checkpoint that exists, or the shape of a Llama decoder to train."""
+
+    base: str | None = Field(
+        None,
+        description="Hugging Face hub id or local directory of a causal LM; given, pretrain is skipped.",
+    )
+    revision: str | None = Field(None, description="Revision of the hub id: branch, tag or commit.")
+    context_tokens: int = Field(
+        256, ge=16, le=131_072, description="Longest prompt plus response, in tokens."
+    )
+    vocab_size: int = Field(
+        1024, ge=260, le=262_144, description="Entries of the byte-level BPE vocabulary that is trained."
+    )
+    hidden_size: int = Field(128, ge=8, le=16_384, description="Width of the residual stream.")
+    intermediate_size: int = Field(384, ge=8, le=65_536, description="Width of the gated MLP.")
+    num_layers: int = Field(4, ge=1, le=256, description="Decoder blocks.")
+    num_heads: int = Field(4, ge=1, le=256, description="Attention heads; must divide hidden_size.")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Model":
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size must be a multiple of 2 * num_heads = {2 * self.num_heads} "
+                f"(rotary positions need an even head), got {self.hidden_size}"
+            )
+        return self
+
+
+class Source(Section):
+    """One source of data: files, a Hugging Face dataset, or the built-in demo world."""
+
+    kind: Literal["file", "huggingface", "demo_world"] = Field(
+        "file", description="Files on disk, a dataset of the hub or a local dataset folder, or the built-in world."
+    )
+    path: str | None = Field(
+        None,
+        description="File (JSONL, JSON, CSV, Parquet, also .gz; relative to paths.data), or dataset id or folder.",
+    )
+    subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset.")
+    subset_split: str = Field("train", description="Split of the Hugging Face dataset to read.")
+    role: Literal["corpus", "prompts", "demonstrations", "rankings"] = Field(
+        "demonstrations", description="What the rows are. demo_world gives all but rankings at once."
+    )
+    columns: dict[str, str] = Field(
+        {},
+        description="Our field -> column of the file, e.g. {prompt: mr, response: ref}; guessed when it is clear.",
+    )
+    splits: list[Split] = Field(
+        [],
+        description="Splits these prompts may fall into; one fixes it, several share by hash, none means all.",
+    )
+    limit: PositiveInt | None = Field(None, description="Read at most so many rows.")
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> "Source":
+        if self.kind != "demo_world" and not self.path:
+            raise ValueError(f"path must be given for a source of kind {self.kind}")
+        return self
+
+
+class Ingest(Section):
+    """What comes in, and how prompts are split."""
+
+    sources: list[Source] = Field(
+        [Source(kind="demo_world")], min_length=1, description="Where corpus, prompts, demonstrations and rankings come from."
+    )
+    max_rejected_share: Share = Field(
+        0.01, description="Share of bad rows above which the run stops (malformed, or too long for the model)."
+    )
+    split_shares: dict[Split, Share] = Field(
+        {
+            "sft": 0.5,
+            "reward": 0.2,
+            "reward_heldout": 0.05,
+            "ppo": 0.15,
+            "ppo_heldout": 0.03,
+            "evaluation": 0.07,
+        },
+        description="Relative share of prompts per split, for prompts whose source allows several.",
+    )
+    split_salt: str = Field("rlhf", description="Salt of the hash that splits prompts.")
+    share_sft_prompts: bool = Field(
+        False, description="Whether PPO also trains on the prompts of the sft split."
+    )
+    demo_prompts: PositiveInt = Field(
+        8000, description="demo_world: number of prompts, each with one demonstration."
+    )
+    demo_corpus: NonNegativeInt = Field(6000, description="demo_world: documents of the corpus.")
+
+    @model_validator(mode="after")
+    def _some_share(self) -> "Ingest":
+        if sum(self.split_shares.values()) <= 0:
+            raise ValueError("split_shares must not all be 0")
+        return self
+
+
+class LanguageModelTraining(Section):
+    """Settings that both next-token trainings have."""
+
+    epochs: NonNegativeInt = Field(1, description="Passes over the data.")
+    batch_size: PositiveInt = Field(32, description="Sequences per optimizer step.")
+    micro_batch_size: PositiveInt = Field(
+        64, description="Sequences per forward pass; more memory, same gradient.", json_schema_extra=RUNTIME
+    )
+    learning_rate: PositiveFloat = Field(1e-3, description="Peak of the AdamW learning rate.")
+    final_learning_rate_share: Share = Field(
+        0.03, description="Share of the peak at which the linear decay ends."
+    )
+    warmup_share: Share = Field(0.03, description="Share of the steps over which the rate rises.")
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW weight decay of matrices.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
+    checkpoint_every: PositiveInt = Field(
+        200, description="Optimizer steps between two checkpoints.", json_schema_extra=RUNTIME
+    )
+
+
+class Pretrain(LanguageModelTraining):
+    """Next-token training of tokenizer and decoder on the corpus."""
+
+    epochs: NonNegativeInt = Field(
+        1, description="Passes over the corpus; 0 trains the tokenizer and keeps random weights."
+    )
+    sequence_tokens: int = Field(
+        128, ge=8, le=131_072, description="Length of a packed training sequence, in tokens."
+    )
+
+
+class Sft(LanguageModelTraining):
+    """Supervised fine-tuning on demonstrations; the loss is on the response only."""
+
+    epochs: PositiveInt = Field(3, description="Passes over the demonstrations.")
+    validation_share: Share = Field(
+        0.02, description="Share of the prompts whose loss is watched and not trained on."
+    )
+
+
+class Sample(Section):
+    """Texts of the SFT model for people to rank, and for the reward model's normalisation."""
+
+    samples_per_prompt: PositiveInt = Field(4, description="Texts per prompt (n).")
+    max_prompts: PositiveInt | None = Field(None, description="Use at most so many prompts.")
+    temperature: PositiveFloat = Field(1.0, description="Sampling temperature.")
+    max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens.")
+    shard_prompts: PositiveInt = Field(
+        256, description="Prompts per shard; a finished shard is never sampled again."
+    )
+    batch_size: PositiveInt = Field(256, description="Texts decoded at once.")
+
+
+class Feedback(Section):
+    """Who ranks the texts."""
+
+    source: Literal["simulated", "file"] = Field(
+        "simulated",
+        description="simulated: annotators of the demo world rank the samples. file: rankings of ingest and of `files`.",
+    )
+    files: list[Source] = Field(
+        [], description="Further files of rankings; read at this step, so new ones do not repeat SFT."
+    )
+    num_annotators: PositiveInt = Field(8, description="simulated: annotators, one of them careless.")
+    rankings_per_prompt: PositiveInt = Field(2, description="simulated: annotators per prompt.")
+    max_rejected_share: Share = Field(
+        0.01, description="Share of bad ranking rows above which the run stops."
+    )
+
+
+class Rate(Section):
+    """Rankings to one rating per text."""
+
+    method: Literal["bradley_terry", "elo"] = Field(
+        "bradley_terry", description="Maximum a posteriori Bradley-Terry, or the sequential Elo update."
+    )
+    prior_std: PositiveFloat | None = Field(
+        400.0, description="bradley_terry: standard deviation of the Gaussian prior, Elo points; null: none."
+    )
+    elo_k: PositiveFloat = Field(32.0, description="elo: points that a game moves at most.")
+    elo_orders: PositiveInt = Field(20, description="elo: random orders of the games that are averaged.")
+    annotator_weights: dict[str, NonNegativeFloat] = Field(
+        {}, description="Weight of an annotator's games; 1 where not given, 0 leaves the annotator out."
+    )
+
+
+class Reward(Section):
+    """The reward model."""
+
+    loss: Literal["pairwise", "pointwise_mse", "pointwise_cross_entropy"] = Field(
+        "pairwise", description="Bradley-Terry on pairs, or regression on the rating of each text."
+    )
+    score_at: Literal["last", "token"] = Field(
+        "last", description="Score at the last kept token, or the mean over all response tokens."
+    )
+    epochs: PositiveInt = Field(2, description="Passes over the ranked prompts.")
+    batch_size: PositiveInt = Field(16, description="Prompts per optimizer step, all their texts together.")
+    micro_batch_size: PositiveInt = Field(
+        64, description="Texts per forward pass; more memory, same gradient.", json_schema_extra=RUNTIME
+    )
+    learning_rate: PositiveFloat = Field(3e-4, description="Peak of the AdamW learning rate.")
+    final_learning_rate_share: Share = Field(0.0, description="Share of the peak at the end of the linear decay.")
+    warmup_share: Share = Field(0.05, description="Share of the steps over which the rate rises.")
+    weight_decay: NonNegativeFloat = Field(0.05, description="AdamW weight decay of matrices.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
+    weight_pairs: bool = Field(
+        True, description="pairwise: weigh a pair by the annotators' majority, |for - against| / votes."
+    )
+    margin_per_400_elo: NonNegativeFloat = Field(
+        0.0, description="pairwise: margin in the loss per 400 Elo points between the texts."
+    )
+    normalisation_texts: PositiveInt = Field(
+        1024, description="Samples of the SFT model on which scores get mean 0 and standard deviation 1."
+    )
+    checkpoint_every: PositiveInt = Field(
+        100, description="Optimizer steps between two checkpoints.", json_schema_extra=RUNTIME
+    )
+    bootstrap_samples: PositiveInt = Field(2000, description="Bootstrap resamples of prompts for intervals.")
+
+
+class Gate(Section):
+    """When PPO may start on a reward model."""
+
+    enforce: bool = Field(True, description="Stop before PPO (exit code 3) when the gate fails.")
+    min_accuracy: Share = Field(
+        0.5, description="The lower end of the 95 % interval of held-out pair accuracy must be above this."
+    )
+    beat_length_baseline: bool = Field(
+        True, description="The accuracy must be above that of 'the longer text wins' (or the shorter)."
+    )
+
+
+class Guard(Section):
+    """Ranges that PPO must stay in, judged on the held-out prompts; outside, the last good policy is kept."""
+
+    max_kl: PositiveFloat = Field(60.0, description="KL to the reference, nats per sequence.")
+    length_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.5, 2.0), description="Mean response length over that of the reference."
+    )
+    min_eos_share: Share = Field(0.8, description="Share of responses that end with EOS.")
+    min_entropy: NonNegativeFloat = Field(0.0, description="Mean entropy per token, nats.")
+    min_distinct_ratio: NonNegativeFloat = Field(
+        0.5, description="distinct-2 of the responses over that of the reference's responses."
+    )
+    patience: PositiveInt = Field(
+        2, description="Evaluations in a row outside the ranges after which PPO stops."
+    )
+
+
+class Ppo(Section):
+    """Proximal policy optimisation of the SFT model against the reward model."""
+
+    updates: PositiveInt = Field(60, description="Rounds of sampling and optimising.")
+    batch_size: PositiveInt = Field(128, description="Episodes per update.")
+    epochs: PositiveInt = Field(4, description="Passes over an update's episodes.")
+    minibatches: PositiveInt = Field(4, description="Optimizer steps per pass.")
+    micro_batch_size: PositiveInt = Field(
+        32, description="Episodes per forward pass; must divide the minibatch."
+    )
+    learning_rate: PositiveFloat = Field(1e-4, description="Adam learning rate at the start; decays linearly to 0.")
+    adam_epsilon: PositiveFloat = Field(1e-5, description="Adam's epsilon.")
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="Gradients are scaled down to this norm; null: not.")
+    temperature: PositiveFloat = Field(
+        1.0, description="Sampling temperature; every logprob divides the logits by it."
+    )
+    max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens.")
+    kl_coef: NonNegativeFloat = Field(0.1, description="Weight of the KL penalty (its start, when adaptive).")
+    kl_controller: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="Keep kl_coef, or steer it towards kl_target."
+    )
+    kl_target: PositiveFloat = Field(6.0, description="adaptive: KL per sequence to hold, nats.")
+    kl_horizon: PositiveFloat = Field(10_000.0, description="adaptive: episodes over which the controller acts.")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="Estimator of the KL in the reward; k2 and k3 change the objective."
+    )
+    gamma: Share = Field(1.0, description="Discount per token.")
+    gae_lambda: Share = Field(0.95, description="Lambda of generalised advantage estimation.")
+    cliprange: Annotated[float, Field(gt=0, le=10)] = Field(0.2, description="Clip of the probability ratio.")
+    cliprange_value: PositiveFloat = Field(0.2, description="Clip of the values around the old ones.")
+    vf_coef: NonNegativeFloat = Field(0.1, description="Weight of the value loss.")
+    whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation; the mean stays.")
+    score_clip: PositiveFloat | None = Field(None, description="Clip scores to +- this; null: not.")
+    missing_eos_penalty: NonNegativeFloat = Field(
+        1.0, description="Subtracted from the (normalised) score of a response without EOS."
+    )
+    ratio_reference: Literal["rollout", "initial"] = Field(
+        "rollout", description="Old policy of the ratio: the one that sampled, or the frozen initial one."
+    )
+    evaluate_every: PositiveInt = Field(10, description="Updates between two looks at the held-out prompts.")
+    heldout_prompts: PositiveInt = Field(128, description="Held-out prompts of such a look.")
+    logged_episodes: NonNegativeInt = Field(
+        8, description="Episodes of each looked-at update that the table rollouts keeps."
+    )
+    checkpoint_every: PositiveInt = Field(
+        10, description="Updates between two checkpoints.", json_schema_extra=RUNTIME
+    )
+    gate: Gate = Field(Gate(), description="When PPO may start.")
+    guard: Guard = Field(Guard(), description="Ranges that PPO must stay in.")
+
+    @property
+    def minibatch_size(self) -> int:
+        """Episodes per optimizer step."""
+        return self.batch_size // self.minibatches
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.updates * self.epochs * self.minibatches
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "Ppo":
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"batch_size must be a multiple of minibatches = {self.minibatches}, got {self.batch_size}"
+            )
+        if self.minibatch_size % min(self.micro_batch_size, self.minibatch_size):
+            raise ValueError(
+                f"micro_batch_size must divide the minibatch of {self.minibatch_size} episodes, "
+                f"got {self.micro_batch_size}"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """SFT, PPO and best-of-n of the SFT model, compared on prompts that nothing was trained on."""
+
+    max_prompts: PositiveInt | None = Field(None, description="Use at most so many prompts; null: all.")
+    temperature: PositiveFloat = Field(1.0, description="Temperature at which the models are compared.")
+    sft_temperatures: list[PositiveFloat] = Field(
+        [0.3, 0.7], description="Further temperatures at which the SFT model is tried."
+    )
+    greedy: bool = Field(True, description="Also decode both models greedily.")
+    best_of_n: NonNegativeInt = Field(4, description="Texts of which the reward model picks one; 0: not.")
+    max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens.")
+    batch_size: PositiveInt = Field(256, description="Texts decoded at once.")
+    bootstrap_samples: PositiveInt = Field(2000, description="Bootstrap resamples of prompts for intervals.")
+    task_metric: str = Field(
+        "none", description="The recipe's own metric: none, demo_gold, slot_error_rate, or FILE.py:function."
+    )
+
+
+class Report(Section):
+    """The report that the run ends with."""
+
+    samples: PositiveInt = Field(12, description="Prompts whose texts are shown before and after.", json_schema_extra=RUNTIME)
+
+
+class PipelineConfig(Section):
+    """A run of the whole pipeline."""
+
+    name: str = Field(
+        "rlhf", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="Name of the run's folder.", json_schema_extra=RUNTIME
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="bf16 runs matrix products in bfloat16 over fp32 weights; auto decides by processor and model size.",
+    )
+    paths: Paths = Field(Paths(), json_schema_extra=RUNTIME)
+    runtime: Runtime = Field(Runtime(), json_schema_extra=RUNTIME)
+    model: Model = Model()
+    ingest: Ingest = Ingest()
+    pretrain: Pretrain = Pretrain()
+    sft: Sft = Sft()
+    sample: Sample = Sample()
+    feedback: Feedback = Feedback()
+    rate: Rate = Rate()
+    reward: Reward = Reward()
+    ppo: Ppo = Ppo()
+    evaluate: Evaluate = Evaluate()
+    report: Report = Field(Report(), json_schema_extra=RUNTIME)
+
+
+def fingerprint(config: BaseModel, *names: str) -> dict[str, Any]:
+    """The part of `config` that can change a step's result, as plain JSON data.
+
+    Args:
+        config: the whole configuration (or a section).
+        names: dotted fields or sections that the step reads, such as `sft` or
+            `ingest.max_rejected_share`; none means everything.
+
+    Returns:
+        Dotted name -> JSON value, without the fields that are marked `RUNTIME`.
+
+    Raises:
+        AttributeError: a name is no field.
+    """
+    if not names:
+        return {"": _canonical(config)}
+    result = {}
+    for name in names:
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        result[name] = _canonical(value)
+    return result
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {
+            name: _canonical(getattr(value, name))
+            for name, field in type(value).model_fields.items()
+            if field.json_schema_extra != RUNTIME
+        }
+    if isinstance(value, dict):
+        return {str(key): _canonical(item) for key, item in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return value
+
+
+def parse_config(data: Any, *, where: str = "the configuration") -> PipelineConfig:
+    """Validate plain data.
+
+    Raises:
+        InputError: one line per fault: the field, the bound and the value.
+    """
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise InputError(f"{where} must be a mapping of sections, got {type(data).__name__}")
+    try:
+        return PipelineConfig.model_validate(data)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{where}: {line}" for line in describe(error))) from None
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> PipelineConfig:
+    """Read a YAML recipe, apply `a.b=value` overrides (values are YAML), and validate.
+
+    Raises:
+        InputError: the file or an override cannot be read, or a field is at fault.
+    """
+    import yaml
+
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a recipe's name or file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a recipe is a mapping of sections, got {type(data).__name__}")
+    for override in overrides or []:
+        _apply_override(data, override)
+    return parse_config(data, where=str(path))
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    import yaml
+
+    name, separator, text = override.partition("=")
+    if not separator or not name.strip():
+        raise InputError(f"--set {override}: must look like section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is no valid YAML") from None
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-4 as text; a user means the number.
+            value = float(value)
+        except ValueError:
+            pass
+    *parents, leaf = name.strip().split(".")
+    node = data
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override}: {parent} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+_BOUNDS = {
+    "greater_than": ("must be > {gt}", "gt"),
+    "greater_than_equal": ("must be >= {ge}", "ge"),
+    "less_than": ("must be < {lt}", "lt"),
+    "less_than_equal": ("must be <= {le}", "le"),
+}
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One readable line per fault, such as `ppo.cliprange must be > 0, got -0.1`."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        field = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        kind, context = fault["type"], fault.get("ctx", {})
+        if kind == "extra_forbidden":
+            lines.append(f"{field}: unknown key; {_suggestion(fault['loc'])}")
+        elif kind in _BOUNDS:
+            bound = _BOUNDS[kind][0].format(**{k: _plain(v) for k, v in context.items()})
+            lines.append(f"{field} {bound}, got {fault['input']!r}")
+        elif kind == "literal_error":
+            lines.append(f"{field} must be one of {context['expected']}, got {fault['input']!r}")
+        elif kind == "value_error":
+            lines.append(f"{field}: {context['error']}")
+        else:
+            lines.append(f"{field}: {fault['msg']}, got {fault['input']!r}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    import difflib
+
+    section: Any = PipelineConfig
+    for part in location[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = type(field.default) if field is not None and isinstance(field.default, BaseModel) else None
+        if section is None:
+            return "see the README for the fields of this section"
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"

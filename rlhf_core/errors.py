@@ -1,0 +1,16 @@
+"""What can go wrong that is not a bug, each with the exit code of the `rlhf` command."""
+
+
+class InputError(ValueError):
+    """The user's input is at fault: one line with what is wrong, where, and what to do.
+
+    Never retried, shown without a traceback, exit code 2.
+    """
+
+    exit_code = 2
+
+
+class GateFailed(RuntimeError):
+    """The reward model failed its gate, so PPO did not start; exit code 3."""
+
+    exit_code = 3

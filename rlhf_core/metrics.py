@@ -1,0 +1,348 @@
+"""Numbers that models are judged by, with intervals that know which texts share a prompt.
+
+Everything is numpy in float64. Outcomes are shares of a win: 1 won, 0 lost, 1/2 a tie.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+else:
+    # What is checked under pytest: numpy's own alias would refuse a plain list of integers there.
+    ArrayLike = Any
+else:
+    # What is checked under pytest: numpy's own alias would refuse a plain list of integers there.
+    ArrayLike = Any
+
+COEFFICIENT_STD = 10.0
+"""Nats. Standard deviation of the Gaussian prior on the coefficients of the length-controlled win
+rate: too wide to move a rate that is not 0 or 1, and it keeps the fit finite where one is."""
+
+CHUNK_ENTRIES = 4_000_000
+"""Numbers that the bootstrap holds at once, 32 MB."""
+
+NEWTON_STEPS = 100
+
+STEP_TOLERANCE = 1e-9
+"""Nats. Newton stops after a step below this."""
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    num_samples: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of a weighted mean, resampling whole groups.
+
+        mean* = Σ_g c_g Σ_i∈g w_i x_i / Σ_g c_g Σ_i∈g w_i,   c ~ Multinomial(G; 1/G, ..., 1/G)
+
+    Texts of one prompt are alike, so prompts are drawn and not texts: resampling texts would give
+    an interval that is too narrow. Where all groups have one mean, the interval has no width,
+    however few there are.
+
+    Args:
+        values: (n,) what is averaged.
+        groups: (n,) label of each value's group (the prompt); None: each value is its own.
+        weights: (n,) weights >= 0; None: 1 each.
+        num_samples: resamples.
+        seed: of the resamples.
+        confidence: probability between the ends, in (0, 1).
+
+    Returns:
+        Lower and upper end; NaN for both where only one group has any weight, for one group says
+        nothing of how groups differ.
+
+    Raises:
+        ValueError: values are empty or not finite, shapes differ, no weight is positive, or
+            num_samples or confidence is out of range.
+
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 8.5 and 13.
+    """
+    x = _parse_values("values", values)
+    w = np.ones_like(x) if weights is None else _parse_values("weights", weights)
+    group = _parse_groups(groups, len(x))
+    if w.shape != x.shape:
+        raise ValueError(f"weights must have shape {x.shape}, got {w.shape}")
+    if (w < 0).any() or not w.sum() > 0:
+        raise ValueError("weights must be >= 0, and one must be > 0")
+    totals, sizes = np.bincount(group, w * x), np.bincount(group, w)
+    totals, sizes = totals[sizes > 0], sizes[sizes > 0]
+
+    def mean(counts: Float[np.ndarray, "s g"]) -> Float[np.ndarray, " s"]:
+        return np.asarray((counts @ totals) / (counts @ sizes), dtype=np.float64)
+
+    return _percentiles(mean, len(sizes), len(sizes), num_samples, seed, confidence)
+
+
+def paired_difference_interval(
+    values: ArrayLike,
+    baseline_values: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    num_samples: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """`bootstrap_interval` of the mean of values - baseline_values, pair by pair.
+
+    Args:
+        values: (n,) of the model.
+        baseline_values: (n,) of the baseline, on the same prompts in the same order.
+        groups: see `bootstrap_interval`, as num_samples, seed and confidence.
+
+    Returns:
+        Lower and upper end of the interval of the mean difference.
+
+    Raises:
+        ValueError: the shapes differ; else as `bootstrap_interval`.
+    """
+    x, y = _parse_pair("values", values, "baseline_values", baseline_values)
+    return bootstrap_interval(
+        x - y, groups=groups, num_samples=num_samples, seed=seed, confidence=confidence
+    )
+
+
+def win_outcomes(scores: ArrayLike, baseline_scores: ArrayLike) -> Float[np.ndarray, " n"]:
+    """1 where the score is above the baseline's, 0 where below, 1/2 where equal.
+
+    Args:
+        scores: (n,) of the model.
+        baseline_scores: (n,) of the baseline, in the same order.
+
+    Raises:
+        ValueError: the shapes differ, or they are empty or not finite.
+    """
+    x, y = _parse_pair("scores", scores, "baseline_scores", baseline_scores)
+    return np.asarray(0.5 + 0.5 * np.sign(x - y))
+
+
+def win_rate(scores: ArrayLike, baseline_scores: ArrayLike) -> float:
+    """Mean of `win_outcomes`: the share of wins, a tie counting half."""
+    return float(win_outcomes(scores, baseline_scores).mean())
+
+
+def length_controlled_win_rate(
+    outcomes: ArrayLike, lengths: ArrayLike, baseline_lengths: ArrayLike
+) -> float:
+    """Win rate that would be seen if both texts had one length.
+
+        P(win) = σ(θ + φ tanh(d / std(d))),  d = length - baseline length;  the rate is σ(θ).
+
+    Args:
+        outcomes: (n,) in [0, 1].
+        lengths: (n,) tokens of the model's text.
+        baseline_lengths: (n,) tokens of the baseline's text.
+
+    Returns:
+        The rate at d = 0; the plain win rate where all d are equal to 0.
+
+    Raises:
+        ValueError: the shapes differ, or they are empty, not finite or out of range.
+
+    Source: Dubois et al. 2024, arXiv:2404.04475. *Differs*: no term for a prompt's difficulty
+    (that needs many models on the same prompts), and a wide Gaussian prior in the place of their
+    penalty.
+    """
+    won, feature = _parse_controlled(outcomes, lengths, baseline_lengths)
+    theta = _fit_logistic(feature, won, np.ones((1, len(won))))[0, 0]
+    return float(1.0 / (1.0 + np.exp(-theta)))
+
+
+def length_controlled_interval(
+    outcomes: ArrayLike,
+    lengths: ArrayLike,
+    baseline_lengths: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    num_samples: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of `length_controlled_win_rate`, resampling groups and fitting anew.
+
+    Args:
+        outcomes: see `length_controlled_win_rate`, as lengths and baseline_lengths; the lengths'
+            standard deviation is kept as it is in all texts.
+        groups: see `bootstrap_interval`, as num_samples, seed and confidence.
+
+    Returns:
+        Lower and upper end; NaN for both where there is one group only.
+
+    Raises:
+        ValueError: as the two functions.
+    """
+    won, feature = _parse_controlled(outcomes, lengths, baseline_lengths)
+    group = _parse_groups(groups, len(won))
+
+    def rate(counts: Float[np.ndarray, "s g"]) -> Float[np.ndarray, " s"]:
+        theta = _fit_logistic(feature, won, counts[:, group])[:, 0]
+        return np.asarray(1.0 / (1.0 + np.exp(-theta)), dtype=np.float64)
+
+    return _percentiles(rate, int(group.max()) + 1, len(won), num_samples, seed, confidence)
+
+
+def distinct_n(token_id_lists: Iterable[Sequence[int] | NDArray[np.integer]], n: int = 2) -> float:
+    """Share of n-grams that are distinct, over all texts together.
+
+    It falls as more text is looked at: compare it only between equal numbers of like texts.
+
+    Args:
+        token_id_lists: tokens of each text, without padding; n-grams do not cross texts.
+        n: tokens of an n-gram, >= 1.
+
+    Returns:
+        Distinct n-grams over all n-grams, in [0, 1]; 0 where no text has n tokens.
+
+    Raises:
+        ValueError: n is below 1.
+
+    Source: Li et al. 2016, arXiv:1510.03055. *Differs*: over the number of n-grams, not of tokens.
+    """
+    if n < 1:
+        raise ValueError(f"n must be >= 1, got {n}")
+    seen: set[tuple[int, ...]] = set()
+    total = 0
+    for token_ids in token_id_lists:
+        tokens = [int(token) for token in token_ids]
+        ngrams = list(zip(*(tokens[start:] for start in range(n)), strict=False))
+        total += len(ngrams)
+        seen.update(ngrams)
+    return len(seen) / total if total else 0.0
+
+
+def expected_calibration_error(
+    probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10
+) -> float:
+    """Mean distance of stated probability and observed share, over bins of equal width.
+
+        ECE = Σ_b n_b / n · |mean of outcomes in b - mean of probabilities in b|
+
+    Args:
+        probabilities: (n,) stated, in [0, 1]; 1 falls into the last bin.
+        outcomes: (n,) observed, in [0, 1].
+        bins: number of bins over [0, 1], >= 1.
+
+    Raises:
+        ValueError: the shapes differ, or they are empty or out of range.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, equation 3.
+    """
+    p, y = _parse_pair("probabilities", probabilities, "outcomes", outcomes)
+    _require_shares(probabilities=p, outcomes=y)
+    if bins < 1:
+        raise ValueError(f"bins must be >= 1, got {bins}")
+    index = np.minimum((p * bins).astype(np.int64), bins - 1)
+    # n_b times the difference of means is the difference of sums.
+    return float(np.abs(np.bincount(index, y) - np.bincount(index, p)).sum() / len(p))
+
+
+def _percentiles(
+    statistic: Callable[[Float[np.ndarray, "s g"]], Float[np.ndarray, " s"]],
+    num_groups: int,
+    num_entries: int,
+    num_samples: int,
+    seed: int,
+    confidence: float,
+) -> tuple[float, float]:
+    """Ends of the interval of a statistic of how often each group was drawn."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be >= 1, got {num_samples}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    if num_groups < 2:
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    chunk = max(1, CHUNK_ENTRIES // max(num_groups, num_entries))
+    drawn = []
+    for start in range(0, num_samples, chunk):
+        size = min(chunk, num_samples - start)
+        draws = generator.integers(num_groups, size=(size, num_groups))
+        flat = draws + num_groups * np.arange(size)[:, None]
+        counts = np.bincount(flat.ravel(), minlength=size * num_groups)
+        drawn.append(statistic(counts.reshape(size, num_groups).astype(np.float64)))
+    tail = 0.5 * (1.0 - confidence)
+    low, high = np.quantile(np.concatenate(drawn), [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def _fit_logistic(
+    feature: Float[np.ndarray, " n"],
+    outcomes: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, "s n"],
+) -> Float[np.ndarray, "s 2"]:
+    """Intercept and slope that maximise Σ w log-likelihood - |β|² / (2 COEFFICIENT_STD²), s times.
+
+    Newton's method; no step changes a log-odds by more than 1 nat, within which it never lowers
+    the objective (Bach 2010, arXiv:0910.4627).
+    """
+    design = np.stack([np.ones_like(feature), feature], axis=1)
+    precision = COEFFICIENT_STD**-2
+    beta = np.zeros((len(weights), 2))
+    for _ in range(NEWTON_STEPS):
+        p = 1.0 / (1.0 + np.exp(-(beta @ design.T)))
+        gradient = (weights * (outcomes - p)) @ design - precision * beta
+        curvature = np.einsum("sn,ni,nj->sij", weights * p * (1.0 - p), design, design)
+        curvature += precision * np.eye(2)
+        step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
+        length = np.abs(step).sum(axis=1, keepdims=True)
+        beta += step / np.maximum(1.0, length)
+        if length.max() <= STEP_TOLERANCE:
+            return beta
+    raise ArithmeticError(f"the length-controlled fit did not converge in {NEWTON_STEPS} steps")
+
+
+def _parse_values(name: str, values: ArrayLike) -> Float[np.ndarray, " n"]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"{name} must be a flat list of at least one number, got shape {x.shape}")
+    if not np.isfinite(x).all():
+        at = int(np.argmin(np.isfinite(x)))
+        raise ValueError(f"{name} must be finite, got {x[at]} at {at}")
+    return x
+
+
+def _parse_pair(
+    name: str, values: ArrayLike, other_name: str, others: ArrayLike
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    x, y = _parse_values(name, values), _parse_values(other_name, others)
+    if len(x) != len(y):
+        raise ValueError(f"{name} and {other_name} must have one length, got {len(x)} and {len(y)}")
+    return x, y
+
+
+def _parse_groups(groups: ArrayLike | None, length: int) -> Int[np.ndarray, " n"]:
+    if groups is None:
+        return np.arange(length)
+    labels = np.asarray(groups)
+    if labels.shape != (length,):
+        raise ValueError(f"groups must have shape ({length},), got {labels.shape}")
+    return np.asarray(np.unique(labels, return_inverse=True)[1], dtype=np.int64)
+
+
+def _parse_controlled(
+    outcomes: ArrayLike, lengths: ArrayLike, baseline_lengths: ArrayLike
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    won, length = _parse_pair("outcomes", outcomes, "lengths", lengths)
+    _, baseline = _parse_pair("lengths", lengths, "baseline_lengths", baseline_lengths)
+    _require_shares(outcomes=won)
+    difference = length - baseline
+    spread = difference.std()
+    return won, np.tanh(difference / spread) if spread > 0 else np.zeros_like(difference)
+
+
+def _require_shares(**arrays: Float[np.ndarray, " n"]) -> None:
+    for name, array in arrays.items():
+        if (array < 0).any() or (array > 1).any():
+            raise ValueError(f"{name} must be in [0, 1]")

@@ -1,0 +1,241 @@
+"""Language model, policy with value head, and reward model, over Hugging Face architectures."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from rlhf_core.config import Model
+from rlhf_core.tokens import Batch, Tokenizer, ensure_pad_token, position_ids
+
+CausalLM = Any
+"""A Hugging Face causal language model."""
+
+
+def build_causal_lm(shape: Model, tokenizer: Tokenizer) -> CausalLM:
+    """A Llama decoder with random weights, tied embeddings, sized by the configuration."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_heads,
+        max_position_embeddings=shape.context_tokens,
+        # SmallInit (Nguyen and Salazar 2019): the usual 0.02 is for widths near 1,000; with it a
+        # narrow model took several times as many tokens to learn to copy from its prompt.
+        initializer_range=math.sqrt(2 / (5 * shape.hidden_size)),
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def load_causal_lm(folder: str | Path, **options: Any) -> tuple[CausalLM, Tokenizer]:
+    """Model (fp32, evaluation mode) and tokenizer with a PAD of its own.
+
+    Raises:
+        ValueError: what lies there is no causal LM with safetensors weights and a fast tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _quiet()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}: cannot be loaded as a causal language model: {reason}") from None
+    ensure_pad_token(tokenizer, model)
+    return model.eval(), tokenizer
+
+
+def save_causal_lm(model: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """A directory that `AutoModelForCausalLM` loads, whose `generate` never samples PAD."""
+    from transformers import GenerationConfig
+
+    _quiet()
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        suppress_tokens=[tokenizer.pad_token_id],
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _quiet() -> None:
+    """No bars for weights that load in milliseconds, no report that a new head is new."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def context_tokens(model: CausalLM) -> int:
+    """The longest sequence that the model can read."""
+    return int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+
+
+def response_logits(model: CausalLM, batch: Batch) -> Float[Tensor, "B R V"]:
+    """Logits that predict each response token: those at positions P − 1 .. P + R − 2."""
+    return _forward(model, batch, hidden=False)[0]
+
+
+def _forward(
+    model: CausalLM, batch: Batch, *, hidden: bool
+) -> tuple[Float[Tensor, "B R V"], Float[Tensor, "B R D"] | None]:
+    attention_mask = batch.attention_mask
+    num_kept = batch.response_ids.shape[1] + 1
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
+        logits_to_keep=num_kept,
+        output_hidden_states=hidden,
+    )
+    states = output.hidden_states[-1][:, -num_kept:-1] if hidden else None
+    return output.logits[:, :-1], states
+
+
+class PolicyWithValue(nn.Module):
+    """A causal LM with a value head on the same trunk: one forward and backward for both.
+
+    The value at t is read from the state that predicts response token t, before it is written.
+    """
+
+    def __init__(self, lm: CausalLM) -> None:
+        super().__init__()
+        self.lm = lm
+        self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1)
+        # Zero: the first advantages are the returns, not the noise of a random head.
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, "B R V"], Float[Tensor, "B R"]]:
+        """Raw logits that predict the response tokens, and values (fp32)."""
+        logits, states = _forward(self.lm, batch, hidden=True)
+        assert states is not None
+        with torch.autocast(states.device.type, enabled=False):
+            return logits, self.value_head(states.float()).squeeze(-1)
+
+
+class RewardModel(nn.Module):
+    """A sequence or token classifier with one label whose output is a score per text.
+
+    score = gain · head(h) + bias, with gain and bias set so that samples of the reference policy
+    have mean 0 and standard deviation 1. `score_at` is `last` (the last kept token, EOS) or
+    `token` (the mean over the response's tokens).
+    """
+
+    def __init__(self, classifier: Any, *, score_at: str, gain: float = 1.0, bias: float = 0.0):
+        super().__init__()
+        self.classifier = classifier
+        self.score_at = score_at
+        self.gain, self.bias = gain, bias
+
+    @classmethod
+    def from_causal_lm(cls, folder: str | Path, *, score_at: str) -> "RewardModel":
+        """The policy's trunk with a new head, N(0, 1 / √(d + 1)), bias 0.
+
+        Source: Stiennon et al. 2020, code `summarize_from_feedback`.
+        """
+        model = cls(_load_classifier(folder, score_at), score_at=score_at)
+        model.reset_head()
+        return model
+
+    def reset_head(self) -> None:
+        """Draw the head's weights anew."""
+        head = _head(self.classifier)
+        nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RewardModel":
+        """A reward model that `save` wrote; the gain is already in the head's weight."""
+        settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        score_at = settings["reward_score_at"]
+        model = cls(_load_classifier(folder, score_at), score_at=score_at, bias=settings["reward_bias"])
+        return model.eval()
+
+    def save(self, tokenizer: Tokenizer, folder: Path) -> None:
+        """Fold the gain into the head and write a directory that the Auto class loads."""
+        head = _head(self.classifier)
+        with torch.no_grad():
+            head.weight.mul_(self.gain)
+            if head.bias is not None:
+                head.bias.mul_(self.gain)
+        config = self.classifier.config
+        config.reward_gain, config.reward_bias = self.gain, self.bias
+        config.reward_score_at = self.score_at
+        self.gain = 1.0
+        self.classifier.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def token_scores(self, batch: Batch) -> Float[Tensor, "B R"]:
+        """The head's normalised output at each response token, fp32; 0 where masked."""
+        attention_mask = batch.attention_mask
+        states = self.classifier.base_model(
+            input_ids=batch.input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
+        ).last_hidden_state[:, batch.prompt_ids.shape[1] :]
+        with torch.autocast(states.device.type, enabled=False):
+            outputs = _head(self.classifier)(states.float()).squeeze(-1)
+        return (self.gain * outputs + self.bias).masked_fill(~batch.response_mask, 0.0)
+
+    def forward(self, batch: Batch) -> Float[Tensor, " B"]:
+        """One score per sequence; every row must have at least one response token."""
+        return self.reduce(self.token_scores(batch), batch.response_mask)
+
+    def reduce(
+        self, token_scores: Float[Tensor, "B R"], response_mask: Bool[Tensor, "B R"]
+    ) -> Float[Tensor, " B"]:
+        """The sequence's score: that of the last kept token, or the mean over kept tokens."""
+        lengths = response_mask.sum(1)
+        if self.score_at == "token":
+            return token_scores.sum(1) / lengths.clamp(min=1)
+        return token_scores.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+
+
+def _load_classifier(folder: str | Path, score_at: str) -> Any:
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    _quiet()
+    auto = AutoModelForSequenceClassification if score_at == "last" else AutoModelForTokenClassification
+    try:
+        return auto.from_pretrained(
+            folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+        ).eval()
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"reward.score_at={score_at} needs a model family that transformers' {auto.__name__} "
+            f"knows: {reason}"
+        ) from None
+
+
+def _head(classifier: Any) -> nn.Linear:
+    for name in ("score", "classifier"):
+        head = getattr(classifier, name, None)
+        if isinstance(head, nn.Linear):
+            return head
+    raise ValueError(f"{type(classifier).__name__} has no linear head named score or classifier")

@@ -1,0 +1,381 @@
+"""Proximal policy optimisation of a language model against a reward model.
+
+One update: sample a response per prompt → score it → KL to the frozen reference → rewards per
+token → advantages → a few epochs of clipped steps on policy and value. Read from `train_ppo` down.
+
+Source: Ziegler et al. 2019 with its code openai/lm-human-preferences. *Differs*: responses end at
+EOS and nothing behind it counts; PAD is never EOS; a missing EOS costs a penalty instead of the
+score; old logprobs come from the training forward pass, in the micro-batches of the update.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_core.advantages import gae, token_rewards
+from rlhf_core.config import Ppo
+from rlhf_core.generation import Sampled, sample
+from rlhf_core.guard import HeldoutLook, best_so_far, guard_verdict, look
+from rlhf_core.kl import KlController, estimate_kl
+from rlhf_core.logprobs import prepare_logits, token_entropy, token_logprobs
+from rlhf_core.losses import ppo_policy_loss, ppo_value_loss
+from rlhf_core.masked import masked_mean, masked_statistics, rescale, whiten
+from rlhf_core.models import CausalLM, PolicyWithValue, RewardModel, response_logits
+from rlhf_core.ppo_state import Episode, PpoState, load_ppo_state, save_ppo_state
+from rlhf_core.runtime import Metrics, NoProgress, Precision, Progress, autocast
+from rlhf_core.scoring import batches, reward_scores
+from rlhf_core.tokens import Batch
+
+
+@dataclass(frozen=True)
+class PpoModels:
+    """The three models of PPO, all without dropout: one learns, two are frozen."""
+
+    policy: PolicyWithValue
+    reference: CausalLM
+    reward_model: RewardModel
+    pad_id: int
+    eos_id: int
+    precision: Precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        device: torch.device = self.policy.lm.device
+        return device
+
+
+@dataclass
+class Rollout:
+    """A micro-batch of episodes; it stays together through all epochs, so that the old logprobs
+    and the first new ones come from the same forward pass (bf16 rounds by batch shape)."""
+
+    rows: list[int]
+    batch: Batch
+    old_logprobs: Float[Tensor, "B R"]
+    ref_logprobs: Float[Tensor, "B R"]
+    values: Float[Tensor, "B R"]
+    entropy: Float[Tensor, "B R"]
+    rewards: Float[Tensor, "B R"]
+    advantages: Float[Tensor, "B R"]
+    returns: Float[Tensor, "B R"]
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens that count."""
+        return int(self.batch.response_mask.sum())
+
+
+@dataclass(frozen=True)
+class PpoResult:
+    """What a run of PPO left; the policy itself holds the best weights."""
+
+    metrics: Metrics
+    episodes: list[Episode]
+    best_update: int
+    optimizer_steps: int
+    stopped: str
+    """Why it ended before its last update; empty when it did not."""
+
+
+def train_ppo(
+    models: PpoModels,
+    prompt_ids: Sequence[Sequence[int]],
+    heldout_prompt_ids: Sequence[Sequence[int]],
+    *,
+    settings: Ppo,
+    seed: int,
+    work_dir: Path,
+    progress: Progress | None = None,
+) -> PpoResult:
+    """Train `models.policy` in place, resuming from `work_dir`; leave the best weights in it.
+
+    Args:
+        models: policy, reference, reward model, on one device, in evaluation mode.
+        prompt_ids: prompts to learn on; every one fits the context with `max_new_tokens`.
+        heldout_prompt_ids: prompts on which the best policy is chosen and the guard looks.
+        settings: the configuration's section `ppo`.
+        seed: of sampling and order.
+        work_dir: where checkpoints go.
+        progress: told the updates.
+
+    Raises:
+        FloatingPointError: a loss is no longer finite; the last checkpoint stays.
+    """
+    progress = progress or NoProgress()
+    lm = models.policy.lm
+    optimizer = torch.optim.Adam(
+        models.policy.parameters(), lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
+    )
+    target = settings.kl_target if settings.kl_controller == "adaptive" else None
+    state = load_ppo_state(work_dir, models.policy, optimizer) or PpoState(
+        controller=KlController(settings.kl_coef, target, settings.kl_horizon),
+        generator=torch.Generator(models.device).manual_seed(seed),
+        best_weights=copy.deepcopy(lm.state_dict()),
+    )
+
+    def look_at_heldout() -> HeldoutLook:
+        found = look(
+            lm,
+            models.reference,
+            models.reward_model,
+            heldout_prompt_ids,
+            settings=settings,
+            pad_id=models.pad_id,
+            eos_id=models.eos_id,
+            precision=models.precision,
+            seed=seed,
+        )
+        state.metrics += [(state.update, f"heldout/{n}", v) for n, v in found.metrics().items()]
+        return found
+
+    if not state.looks:
+        state.looks.append((0, look_at_heldout()))
+    while state.update < settings.updates and not state.stopped:
+        rollouts, episodes, stats = collect_rollouts(models, prompt_ids, settings, state, seed=seed)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * (1 - state.update / settings.updates)
+        stats |= update_policy(models, rollouts, optimizer, settings, seed=seed + state.update)
+        state.controller.update(stats["objective/kl"], settings.batch_size)
+        state.update += 1
+        state.metrics += [(state.update, name, value) for name, value in stats.items()]
+        if state.update % settings.evaluate_every == 0 or state.update == settings.updates:
+            state.episodes += episodes[: settings.logged_episodes]
+            state.looks.append((state.update, look_at_heldout()))
+            if best_so_far(state.looks, settings) == state.update:
+                state.best_weights = copy.deepcopy(lm.state_dict())
+            state.stopped = guard_verdict(state.looks, settings)
+        if state.update % settings.checkpoint_every == 0:
+            save_ppo_state(work_dir, models.policy, optimizer, state)
+        progress.update(
+            state.update, score=stats["objective/score"], kl=stats["objective/kl"]
+        )
+    lm.load_state_dict(state.best_weights)
+    return PpoResult(
+        metrics=state.metrics,
+        episodes=state.episodes,
+        best_update=best_so_far(state.looks, settings),
+        optimizer_steps=state.update * settings.epochs * settings.minibatches,
+        stopped=state.stopped,
+    )
+
+
+# --- experience -----------------------------------------------------------------------------------
+
+
+def collect_rollouts(
+    models: PpoModels,
+    prompt_ids: Sequence[Sequence[int]],
+    settings: Ppo,
+    state: PpoState,
+    *,
+    seed: int,
+) -> tuple[list[Rollout], list[Episode], dict[str, float]]:
+    """Sample a batch of episodes, score them, and compute rewards and advantages."""
+    prompt_indices = _prompts_of_update(len(prompt_ids), settings.batch_size, state.update, seed)
+    prompts = [prompt_ids[index] for index in prompt_indices]
+    sampled = sample(
+        models.policy.lm,
+        prompts,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        pad_id=models.pad_id,
+        eos_id=models.eos_id,
+        generator=state.generator,
+        precision=models.precision,
+    )
+    scores, clipped_share = score_responses(models, prompts, sampled, settings)
+    responses = [one.response_ids for one in sampled]
+    rollouts = []
+    for rows, batch in batches(
+        prompts,
+        responses,
+        batch_size=min(settings.micro_batch_size, settings.minibatch_size),
+        pad_id=models.pad_id,
+        device=models.device,
+    ):
+        rollouts.append(_rollout(models, rows, batch, settings))
+    kl_per_sequence = torch.zeros(len(prompts))
+    for rollout in rollouts:
+        mask = rollout.batch.response_mask
+        kl = estimate_kl(rollout.old_logprobs, rollout.ref_logprobs, settings.kl_estimator)
+        k1 = estimate_kl(rollout.old_logprobs, rollout.ref_logprobs)
+        kl_per_sequence[rollout.rows] = k1.masked_fill(~mask, 0.0).sum(1).cpu()
+        rollout.rewards = token_rewards(
+            scores[rollout.rows].to(models.device), kl, mask, kl_coef=state.controller.kl_coef
+        )
+        if settings.ratio_reference == "initial":
+            rollout.old_logprobs = rollout.ref_logprobs
+    _estimate_advantages(rollouts, settings)
+    episodes = [
+        Episode(state.update + 1, i, prompt_indices[i], responses[i], scores[i].item(), kl_per_sequence[i].item())
+        for i in range(len(prompts))
+    ]
+    lengths = [len(ids) for ids in responses]
+    entropy = sum(masked_mean(r.entropy, r.batch.response_mask).item() * r.num_tokens for r in rollouts)
+    stats = {
+        "objective/score": scores.mean().item(),
+        "objective/kl": kl_per_sequence.mean().item(),
+        "objective/kl_coef": state.controller.kl_coef,
+        "objective/reward": (scores - state.controller.kl_coef * kl_per_sequence).mean().item(),
+        "objective/score_clipfrac": clipped_share,
+        "policy/entropy": entropy / max(1, sum(lengths)),
+        "response/length": sum(lengths) / len(lengths),
+        "response/eos_fraction": sum(one.finish_reason == "eos" for one in sampled) / len(sampled),
+    }
+    return rollouts, episodes, stats
+
+
+def _prompts_of_update(num_prompts: int, batch_size: int, update: int, seed: int) -> list[int]:
+    """The next `batch_size` indices of an endless stream of shuffled passes over the prompts."""
+    indices: list[int] = []
+    position = update * batch_size
+    while len(indices) < batch_size:
+        number, first = divmod(position + len(indices), num_prompts)
+        order = list(range(num_prompts))
+        random.Random(f"{seed}/{number}").shuffle(order)
+        indices += order[first : first + batch_size - len(indices)]
+    return indices
+
+
+def score_responses(
+    models: PpoModels, prompts: Sequence[Sequence[int]], sampled: Sequence[Sampled], settings: Ppo
+) -> tuple[Float[Tensor, " B"], float]:
+    """Normalised scores, clipped if asked, less the penalty for a missing EOS; share clipped."""
+    scores = reward_scores(
+        models.reward_model,
+        prompts,
+        [one.response_ids for one in sampled],
+        pad_id=models.pad_id,
+        precision=models.precision,
+    )
+    clipped_share = 0.0
+    if settings.score_clip is not None:
+        clipped_share = (scores.abs() > settings.score_clip).float().mean().item()
+        scores = scores.clamp(-settings.score_clip, settings.score_clip)
+    missing_eos = torch.tensor([one.finish_reason != "eos" for one in sampled])
+    return scores - settings.missing_eos_penalty * missing_eos, clipped_share
+
+
+@torch.no_grad()
+def _rollout(models: PpoModels, rows: list[int], batch: Batch, settings: Ppo) -> Rollout:
+    mask = batch.response_mask
+    with autocast(models.device, models.precision):
+        policy_logits, values = models.policy(batch)
+        reference_logits = response_logits(models.reference, batch)
+    logits = _prepare(models, policy_logits, settings)
+    ref_logprobs = token_logprobs(_prepare(models, reference_logits, settings), batch.response_ids)
+    zeros = torch.zeros_like(values)
+    return Rollout(
+        rows=rows,
+        batch=batch,
+        old_logprobs=token_logprobs(logits, batch.response_ids).masked_fill(~mask, 0.0),
+        ref_logprobs=ref_logprobs.masked_fill(~mask, 0.0),
+        values=values.masked_fill(~mask, 0.0),
+        entropy=token_entropy(logits).masked_fill(~mask, 0.0),
+        rewards=zeros,
+        advantages=zeros,
+        returns=zeros,
+    )
+
+
+def _prepare(models: PpoModels, logits: Float[Tensor, "B R V"], settings: Ppo) -> Float[Tensor, "B R V"]:
+    return prepare_logits(logits, temperature=settings.temperature, suppressed_id=models.pad_id)
+
+
+def _estimate_advantages(rollouts: list[Rollout], settings: Ppo) -> None:
+    """Fill in advantages (whitened over all episodes of the update) and returns (not whitened)."""
+    mask = torch.cat([r.batch.response_mask.flatten() for r in rollouts])
+    if settings.whiten_rewards:
+        rewards = torch.cat([r.rewards.flatten() for r in rollouts])
+        statistics = masked_statistics(rewards, mask)
+        for r in rollouts:
+            r.rewards = rescale(r.rewards, r.batch.response_mask, statistics=statistics)
+    for r in rollouts:
+        r.advantages, r.returns = gae(
+            r.rewards,
+            r.values,
+            r.batch.response_mask,
+            gamma=settings.gamma,
+            gae_lambda=settings.gae_lambda,
+        )
+    advantages = torch.cat([r.advantages.flatten() for r in rollouts])
+    statistics = masked_statistics(advantages, mask)
+    for r in rollouts:
+        r.advantages = whiten(r.advantages, r.batch.response_mask, statistics=statistics)
+
+
+# --- optimisation ---------------------------------------------------------------------------------
+
+
+def update_policy(
+    models: PpoModels,
+    rollouts: list[Rollout],
+    optimizer: torch.optim.Optimizer,
+    settings: Ppo,
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """`epochs` passes of `minibatches` optimizer steps; statistics are means over kept tokens."""
+    per_minibatch = len(rollouts) // settings.minibatches
+    order = list(range(len(rollouts)))
+    rng = random.Random(seed)
+    sums: dict[str, float] = {}
+    seen_tokens = 0
+    for _ in range(settings.epochs):
+        rng.shuffle(order)
+        for start in range(0, len(order), per_minibatch):
+            minibatch = [rollouts[index] for index in order[start : start + per_minibatch]]
+            num_tokens = sum(rollout.num_tokens for rollout in minibatch)
+            for rollout in minibatch:
+                loss, stats = _losses(models, rollout, settings)
+                # The minibatch's loss is the mean over its kept tokens, however it is split.
+                (loss * (rollout.num_tokens / num_tokens)).backward()
+                for name, value in stats.items():
+                    sums[name] = sums.get(name, 0.0) + value.item() * rollout.num_tokens
+            if not math.isfinite(sums["policy/loss"] + sums["value/loss"]):
+                raise FloatingPointError(
+                    "PPO's loss is no longer finite; lower ppo.learning_rate or set ppo.max_grad_norm"
+                )
+            if settings.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(models.policy.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seen_tokens += num_tokens
+    means = {name: value / seen_tokens for name, value in sums.items()}
+    return means | {"value/explained_variance": _explained_variance(rollouts)}
+
+
+def _losses(
+    models: PpoModels, rollout: Rollout, settings: Ppo
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    mask = rollout.batch.response_mask
+    with autocast(models.device, models.precision):
+        raw_logits, values = models.policy(rollout.batch)
+    logprobs = token_logprobs(_prepare(models, raw_logits, settings), rollout.batch.response_ids)
+    policy_loss, policy_stats = ppo_policy_loss(
+        logprobs, rollout.old_logprobs, rollout.advantages, mask, cliprange=settings.cliprange
+    )
+    value_loss, value_stats = ppo_value_loss(
+        values, rollout.values, rollout.returns, mask, cliprange_value=settings.cliprange_value
+    )
+    stats = {"policy/loss": policy_loss.detach(), "value/loss": value_loss.detach()}
+    stats |= {f"policy/{name}": value for name, value in policy_stats.items()}
+    stats |= {f"value/{name}": value for name, value in value_stats.items()}
+    return policy_loss + settings.vf_coef * value_loss, stats
+
+
+def _explained_variance(rollouts: list[Rollout]) -> float:
+    """1 − Var(returns − values) / Var(returns): 1 is a perfect value function, 0 a constant."""
+    mask = torch.cat([r.batch.response_mask.flatten() for r in rollouts])
+    returns = torch.cat([r.returns.flatten() for r in rollouts])
+    errors = returns - torch.cat([r.values.flatten() for r in rollouts])
+    variance = masked_statistics(returns, mask)[1].item()
+    return 1 - masked_statistics(errors, mask)[1].item() / variance if variance > 0 else 0.0

@@ -1,0 +1,116 @@
+"""Device, precision, seeds and progress: how a loop meets the machine."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+Precision = Literal["fp32", "bf16"]
+Metrics = list[tuple[int, str, float]]
+"""(step, name, value) in the order they were measured."""
+
+ADAM_BETAS = (0.9, 0.95)
+"""The second moment of a short training must follow faster than Adam's default 0.999."""
+
+BF16_MIN_PARAMETERS = 500_000
+"""Below this the casts of bf16 autocast cost more than its matrix products save (processors with
+AVX512-BF16: 1.2 times faster at 0.9 M parameters)."""
+
+
+class Progress(Protocol):
+    """Receives how far a loop has come."""
+
+    def update(self, done: int, **stats: float) -> None:
+        """`done` units of the total are finished; `stats` are shown beside the bar."""
+
+
+class NoProgress:
+    """A `Progress` that shows nothing."""
+
+    def update(self, done: int, **stats: float) -> None:
+        """Do nothing."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes CUDA when there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that is not there was asked for.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("runtime.device must be auto or cpu where there is no CUDA, got 'cuda'")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("runtime.device must be auto or cpu where there is no MPS, got 'mps'")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, *, device: torch.device, num_parameters: int) -> Precision:
+    """The precision of matrix products; weights, losses and statistics are always fp32.
+
+    `auto` follows processor features and model size only, never a timing, so that the same machine
+    always chooses the same.
+    """
+    if name == "fp32" or name == "bf16":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cpu" and num_parameters >= BF16_MIN_PARAMETERS and _cpu_has_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+
+
+@contextmanager
+def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Matrix products in bf16 when `precision` says so."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def set_threads(threads: int) -> None:
+    """Use so many processor threads; 0 leaves PyTorch's choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def linear_schedule(
+    total_steps: int, *, warmup_share: float = 0.0, final_share: float = 0.0
+) -> Callable[[int], float]:
+    """Factor of the peak learning rate at a step: linear up, then linear down to `final_share`."""
+    warmup_steps = max(1, round(total_steps * warmup_share)) if warmup_share > 0 else 0
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        rest = (total_steps - step) / max(1, total_steps - warmup_steps)
+        return final_share + (1 - final_share) * max(0.0, rest)
+
+    return factor
+
+
+def build_optimizer(
+    model: torch.nn.Module, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices, but no biases, norms or other vectors."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=ADAM_BETAS, fused=True)

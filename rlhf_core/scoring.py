@@ -1,0 +1,75 @@
+"""Logprobs and reward scores of given texts, in length-sorted batches without padding to spare."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_core.logprobs import prepare_logits, token_logprobs
+from rlhf_core.models import CausalLM, RewardModel, response_logits
+from rlhf_core.runtime import NoProgress, Precision, Progress, autocast
+from rlhf_core.tokens import Batch, collate, length_sorted_batches
+
+Ids = Sequence[Sequence[int]]
+
+
+def batches(
+    prompt_ids: Ids, response_ids: Ids, *, batch_size: int, pad_id: int, device: torch.device
+) -> Iterator[tuple[list[int], Batch]]:
+    """Row indices and their `Batch`, rows of similar length together."""
+    lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+    for rows in length_sorted_batches(lengths, batch_size):
+        prompts = [prompt_ids[row] for row in rows]
+        responses = [response_ids[row] for row in rows]
+        yield rows, collate(prompts, responses, pad_id=pad_id, device=device)
+
+
+@torch.no_grad()
+def reward_scores(
+    reward_model: RewardModel,
+    prompt_ids: Ids,
+    response_ids: Ids,
+    *,
+    pad_id: int,
+    batch_size: int = 128,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> Float[Tensor, " N"]:
+    """The reward model's score of each text, on the CPU; the batch size never matters."""
+    device = next(reward_model.parameters()).device
+    scores = torch.zeros(len(prompt_ids))
+    progress, done = progress or NoProgress(), 0
+    for rows, batch in batches(
+        prompt_ids, response_ids, batch_size=batch_size, pad_id=pad_id, device=device
+    ):
+        with autocast(device, precision):
+            scores[rows] = reward_model(batch).cpu()
+        done += len(rows)
+        progress.update(done)
+    return scores
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    model: CausalLM,
+    prompt_ids: Ids,
+    response_ids: Ids,
+    *,
+    temperature: float,
+    pad_id: int,
+    batch_size: int = 128,
+    precision: Precision = "fp32",
+) -> Float[Tensor, " N"]:
+    """log p(response | prompt) in nats, summed over the kept tokens, on the CPU."""
+    device = model.device
+    sums = torch.zeros(len(prompt_ids))
+    for rows, batch in batches(
+        prompt_ids, response_ids, batch_size=batch_size, pad_id=pad_id, device=device
+    ):
+        with autocast(device, precision):
+            raw = response_logits(model, batch)
+        logits = prepare_logits(raw, temperature=temperature, suppressed_id=pad_id)
+        logprobs = token_logprobs(logits, batch.response_ids)
+        sums[rows] = logprobs.masked_fill(~batch.response_mask, 0.0).sum(1).cpu()
+    return sums

@@ -1,0 +1,159 @@
+"""Text to tokens and back, in one place: policy, reference and reward model all render and
+tokenise prompt + response here, so that they cannot disagree.
+
+Prompt and response are tokenised apart and concatenated; a sequence is `prompt_ids + response_ids`,
+prompts padded left, responses right. PAD is never EOS.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+PAD, EOS = "<|pad|>", "<|eos|>"
+
+Tokenizer = Any
+"""A Hugging Face fast tokenizer."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with a dedicated PAD (id 0) and EOS (id 1); every text has an encoding."""
+    from tokenizers import Tokenizer as BpeTokenizer
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = BpeTokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+
+
+def ensure_pad_token(tokenizer: Tokenizer, model: Any) -> bool:
+    """Give a tokenizer without a PAD of its own one, and the model a row for it.
+
+    PAD = EOS would hide the real EOS from attention, loss and reward model. The new token is never
+    sampled: `logprobs.prepare_logits` takes PAD out of every distribution.
+
+    Returns:
+        Whether a token was added.
+
+    Raises:
+        ValueError: the tokenizer has no EOS, so no response could ever end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
+    added = False
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+        added = True
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    return added
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of prompts, through the chat template where the tokenizer has one."""
+    if not prompts:
+        return []
+    if tokenizer.chat_template:
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+            for prompt in prompts
+        ]
+        encoded = tokenizer(texts, add_special_tokens=False).input_ids
+    else:
+        encoded = tokenizer(list(prompts)).input_ids
+    eos = tokenizer.eos_token_id
+    # Some tokenizers append EOS by themselves: the response would begin after the end.
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids for ids in encoded]
+
+
+def encode_responses(
+    tokenizer: Tokenizer, responses: Sequence[str], *, append_eos: bool = True
+) -> list[list[int]]:
+    """Token ids of responses, with EOS at the end unless told otherwise."""
+    if not responses:
+        return []
+    encoded = tokenizer(list(responses), add_special_tokens=False).input_ids
+    return [ids + [tokenizer.eos_token_id] if append_eos else ids for ids in encoded]
+
+
+def decode_response(tokenizer: Tokenizer, response_ids: Sequence[int]) -> str:
+    """The text of a response, without EOS and other special tokens."""
+    text: str = tokenizer.decode(list(response_ids), skip_special_tokens=True)
+    return text.strip()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences in the layout of every forward pass: prompts padded left, responses right."""
+
+    prompt_ids: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    response_ids: Int[Tensor, "B R"]
+    response_mask: Bool[Tensor, "B R"]
+
+    @property
+    def input_ids(self) -> Int[Tensor, "B T"]:
+        """Prompt and response, T = P + R."""
+        return torch.cat([self.prompt_ids, self.response_ids], 1)
+
+    @property
+    def attention_mask(self) -> Bool[Tensor, "B T"]:
+        """True = a real token."""
+        return torch.cat([self.prompt_mask, self.response_mask], 1)
+
+
+def position_ids(attention_mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Positions that count real tokens only, so that left padding shifts nothing."""
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def collate(
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """Pad sequences to a `Batch` that is as short as its longest prompt and response."""
+    prompts, prompt_mask = _pad(prompt_ids, pad_id, left=True)
+    responses, response_mask = _pad(response_ids, pad_id, left=False)
+    return Batch(
+        prompts.to(device), prompt_mask.to(device), responses.to(device), response_mask.to(device)
+    )
+
+
+def _pad(
+    sequences: Sequence[Sequence[int]], pad_id: int, *, left: bool
+) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    length = max((len(ids) for ids in sequences), default=0)
+    padded = torch.full((len(sequences), length), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    for row, ids in enumerate(sequences):
+        where = slice(length - len(ids), length) if left else slice(0, len(ids))
+        padded[row, where] = torch.as_tensor(ids, dtype=torch.long)
+        mask[row, where] = True
+    return padded, mask
+
+
+def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in micro-batches of similar length, shortest first."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

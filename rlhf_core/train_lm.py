@@ -1,0 +1,203 @@
+"""Next-token training of a causal LM: pretraining on packed text, and SFT on responses.
+
+Both are one loop over (prompt_ids, response_ids): the loss is on the response only. A packed block
+of text is a "response" behind its first token. Batches hold sequences of similar length; a batch's
+loss is the mean over its tokens whatever the micro-batch size.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from rlhf_core.checkpoint import (
+    load_state,
+    module_tensors,
+    optimizer_tensors,
+    random_states,
+    restore_module,
+    restore_optimizer,
+    restore_random_states,
+    save_state,
+)
+from rlhf_core.config import LanguageModelTraining
+from rlhf_core.losses import lm_loss
+from rlhf_core.models import CausalLM, response_logits
+from rlhf_core.runtime import (
+    Metrics,
+    NoProgress,
+    Precision,
+    Progress,
+    autocast,
+    build_optimizer,
+    linear_schedule,
+)
+from rlhf_core.scoring import batches
+from rlhf_core.tokens import collate, length_sorted_batches
+
+Example = tuple[Sequence[int], Sequence[int]]
+
+SORT_WINDOW = 32
+"""Batches within which sequences are sorted by length: enough to save most padding, few enough
+that an epoch stays shuffled."""
+
+
+def pack(documents: Iterable[Sequence[int]], length: int) -> list[Example]:
+    """Concatenate documents (EOS included) and cut blocks of `length` tokens; the rest is dropped
+    only when it is shorter than two tokens."""
+    stream = [token for document in documents for token in document]
+    blocks = [stream[start : start + length] for start in range(0, len(stream), length)]
+    return [(block[:1], block[1:]) for block in blocks if len(block) > 1]
+
+
+def train_lm(
+    model: CausalLM,
+    examples: Sequence[Example],
+    *,
+    settings: LanguageModelTraining,
+    pad_id: int,
+    seed: int,
+    work_dir: Path,
+    precision: Precision,
+    log_every: int = 10,
+    validation: Sequence[Example] = (),
+    progress: Progress | None = None,
+) -> Metrics:
+    """Train in place, resuming from `work_dir` where a state lies there.
+
+    Args:
+        model: on its device.
+        examples: prompt and response tokens; EOS stands in the response where it is to be learnt.
+        settings: epochs, batch size, learning rate, ...
+        pad_id: fills batches, masked everywhere.
+        seed: order of the examples.
+        work_dir: where checkpoints go.
+        precision: of matrix products.
+        log_every: optimizer steps between two metrics.
+        validation: examples whose loss is measured after each epoch.
+        progress: told the optimizer steps.
+
+    Returns:
+        (step, name, value): `train/loss` and `validation/loss` (nats per token), `train/...`.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    steps_per_epoch = math.ceil(len(examples) / settings.batch_size)
+    total_steps = steps_per_epoch * settings.epochs
+    optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
+    schedule = linear_schedule(
+        total_steps,
+        warmup_share=settings.warmup_share,
+        final_share=settings.final_learning_rate_share,
+    )
+    progress = progress or NoProgress()
+    step, metrics = _resume(model, optimizer, work_dir)
+    model.train()
+    while step < total_steps:
+        epoch, first = divmod(step, steps_per_epoch)
+        for rows in epoch_batches(examples, settings.batch_size, seed=seed + epoch)[first:]:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * schedule(step)
+            batch = [examples[row] for row in rows]
+            loss = _optimize(model, optimizer, batch, settings, pad_id=pad_id, precision=precision)
+            step += 1
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {step}; lower the learning rate"
+                )
+            if step % log_every == 0 or step == total_steps:
+                metrics.append((step, "train/loss", loss))
+                metrics.append((step, "train/learning_rate", optimizer.param_groups[0]["lr"]))
+            if step % steps_per_epoch == 0 and validation:
+                value = mean_loss(model, validation, pad_id=pad_id, precision=precision)
+                metrics.append((step, "validation/loss", value))
+                model.train()
+            progress.update(step, loss=loss)
+            if step % settings.checkpoint_every == 0:
+                _checkpoint(model, optimizer, work_dir, step, metrics)
+    model.eval()
+    return metrics
+
+
+def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int) -> list[list[int]]:
+    """A shuffled epoch in batches of similar length: sorted within windows, batches shuffled."""
+    order = list(range(len(examples)))
+    rng = random.Random(seed)
+    rng.shuffle(order)
+    window = batch_size * SORT_WINDOW
+    batched = []
+    for start in range(0, len(order), window):
+        rows = order[start : start + window]
+        rows.sort(key=lambda row: len(examples[row][0]) + len(examples[row][1]))
+        batched += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    rng.shuffle(batched)
+    return batched
+
+
+def _optimize(
+    model: CausalLM,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[Example],
+    settings: LanguageModelTraining,
+    *,
+    pad_id: int,
+    precision: Precision,
+) -> float:
+    num_tokens = sum(len(response) for _, response in batch)
+    loss_sum = 0.0
+    lengths = [len(prompt) + len(response) for prompt, response in batch]
+    for rows in length_sorted_batches(lengths, settings.micro_batch_size):
+        micro = collate(
+            [batch[r][0] for r in rows], [batch[r][1] for r in rows], pad_id=pad_id, device=model.device
+        )
+        with autocast(model.device, precision):
+            logits = response_logits(model, micro)
+        share = int(micro.response_mask.sum()) / num_tokens
+        loss = lm_loss(logits, micro.response_ids, micro.response_mask) * share
+        loss.backward()
+        loss_sum += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss_sum
+
+
+@torch.no_grad()
+def mean_loss(
+    model: CausalLM, examples: Sequence[Example], *, pad_id: int, precision: Precision
+) -> float:
+    """Mean loss per response token, nats; its exponential is the perplexity."""
+    model.eval()
+    total, num_tokens = 0.0, 0
+    prompts, responses = [e[0] for e in examples], [e[1] for e in examples]
+    for _, batch in batches(prompts, responses, batch_size=128, pad_id=pad_id, device=model.device):
+        with autocast(model.device, precision):
+            logits = response_logits(model, batch)
+        kept = int(batch.response_mask.sum())
+        total += lm_loss(logits, batch.response_ids, batch.response_mask).item() * kept
+        num_tokens += kept
+    return total / max(1, num_tokens)
+
+
+def _checkpoint(
+    model: CausalLM, optimizer: torch.optim.Optimizer, folder: Path, step: int, metrics: Metrics
+) -> None:
+    random_tensors, random_state = random_states()
+    tensors = module_tensors("model", model) | optimizer_tensors(optimizer) | random_tensors
+    save_state(folder, tensors, {"step": step, "metrics": metrics, "random": random_state})
+
+
+def _resume(
+    model: CausalLM, optimizer: torch.optim.Optimizer, folder: Path
+) -> tuple[int, Metrics]:
+    found = load_state(folder)
+    if found is None:
+        return 0, []
+    tensors, state = found
+    restore_module("model", model, tensors)
+    restore_optimizer(optimizer, tensors)
+    restore_random_states(tensors, state["random"])
+    return state["step"], [(int(step), name, value) for step, name, value in state["metrics"]]

@@ -1,0 +1,256 @@
+"""The reward model: the policy's trunk with a scalar head, trained on rated texts.
+
+All texts of a prompt go through one forward pass; a pair that nobody compared is no pair.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_core.checkpoint import (
+    load_state,
+    module_tensors,
+    optimizer_tensors,
+    restore_module,
+    restore_optimizer,
+    save_state,
+)
+from rlhf_core.config import Reward
+from rlhf_core.losses import (
+    pairwise_reward_loss,
+    pointwise_cross_entropy_loss,
+    pointwise_mse_loss,
+)
+from rlhf_core.models import RewardModel
+from rlhf_core.runtime import (
+    Metrics,
+    NoProgress,
+    Precision,
+    Progress,
+    autocast,
+    build_optimizer,
+    linear_schedule,
+)
+from rlhf_core.scoring import reward_scores
+from rlhf_core.tokens import Batch, collate
+
+POINTS_PER_DECADE = 400.0
+"""Elo points that make odds of 10."""
+
+
+@dataclass(frozen=True)
+class RatedPrompt:
+    """One prompt with its rated texts, and the pairs of them that somebody compared."""
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+    targets: list[float]
+    """Rating of each text, standardised."""
+    elo: list[float]
+    """Rating of each text, Elo points, mean 0."""
+    pairs: list[tuple[int, int, float, float]]
+    """(chosen, rejected, weight, Elo margin), indices into `response_ids`."""
+
+
+def train_reward(
+    model: RewardModel,
+    prompts: Sequence[RatedPrompt],
+    *,
+    settings: Reward,
+    pad_id: int,
+    seed: int,
+    work_dir: Path,
+    precision: Precision,
+    log_every: int = 10,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Train in place, resuming from `work_dir` where a state lies there.
+
+    Returns:
+        (step, name, value): `reward_model/loss`, `/accuracy` (of pairs), `/margin` (mean score
+        difference of pairs), each over the batches since the last.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    steps_per_epoch = math.ceil(len(prompts) / settings.batch_size)
+    total_steps = steps_per_epoch * settings.epochs
+    optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
+    schedule = linear_schedule(
+        total_steps,
+        warmup_share=settings.warmup_share,
+        final_share=settings.final_learning_rate_share,
+    )
+    progress = progress or NoProgress()
+    step, metrics = _resume(model, optimizer, work_dir)
+    while step < total_steps:
+        epoch, first = divmod(step, steps_per_epoch)
+        order = list(range(len(prompts)))
+        random.Random(seed + epoch).shuffle(order)
+        for batch_index in range(first, steps_per_epoch):
+            start = batch_index * settings.batch_size
+            batch = [prompts[i] for i in order[start : start + settings.batch_size]]
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * schedule(step)
+            stats = _optimize(model, optimizer, batch, settings, pad_id=pad_id, precision=precision)
+            step += 1
+            if not math.isfinite(stats["loss"]):
+                raise FloatingPointError(f"the reward model's loss is {stats['loss']} at step {step}")
+            if step % log_every == 0 or step == total_steps:
+                metrics += [(step, f"reward_model/{name}", value) for name, value in stats.items()]
+            progress.update(step, loss=stats["loss"], accuracy=stats["accuracy"])
+            if step % settings.checkpoint_every == 0:
+                tensors = module_tensors("model", model) | optimizer_tensors(optimizer)
+                save_state(work_dir, tensors, {"step": step, "metrics": metrics})
+    return metrics
+
+
+def _optimize(
+    model: RewardModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[RatedPrompt],
+    settings: Reward,
+    *,
+    pad_id: int,
+    precision: Precision,
+) -> dict[str, float]:
+    device = next(model.parameters()).device
+    total = sum(_loss_weight(prompt, settings) for prompt in batch)
+    sums = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
+    num_pairs = sum(len(prompt.pairs) for prompt in batch)
+    for group in _micro_batches(batch, settings.micro_batch_size):
+        share = sum(_loss_weight(prompt, settings) for prompt in group) / max(total, 1e-8)
+        if share == 0:
+            continue
+        micro = collate(
+            [prompt.prompt_ids for prompt in group for _ in prompt.response_ids],
+            [ids for prompt in group for ids in prompt.response_ids],
+            pad_id=pad_id,
+            device=device,
+        )
+        with autocast(device, precision):
+            token_scores = model.token_scores(micro)
+        scores = model.reduce(token_scores, micro.response_mask)
+        loss = _loss(token_scores, scores, micro, group, settings)
+        (loss * share).backward()
+        sums["loss"] += loss.item() * share
+        chosen, rejected, _, _ = _pairs(group, device)
+        difference = (scores[chosen] - scores[rejected]).detach()
+        sums["accuracy"] += ((difference > 0).float() + 0.5 * (difference == 0).float()).sum().item()
+        sums["margin"] += difference.sum().item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    sums["accuracy"] /= max(1, num_pairs)
+    sums["margin"] /= max(1, num_pairs)
+    return sums
+
+
+def _loss_weight(prompt: RatedPrompt, settings: Reward) -> float:
+    """What a prompt's part of the batch's mean is proportional to."""
+    if settings.loss == "pairwise":
+        return sum(weight if settings.weight_pairs else 1.0 for *_, weight, _ in prompt.pairs)
+    if settings.score_at == "last":
+        return float(len(prompt.response_ids))
+    return float(sum(len(ids) for ids in prompt.response_ids))
+
+
+def _micro_batches(batch: Sequence[RatedPrompt], size: int) -> list[list[RatedPrompt]]:
+    """Whole prompts together, up to `size` texts (or one prompt that has more)."""
+    groups: list[list[RatedPrompt]] = []
+    num_texts = size + 1
+    for prompt in sorted(batch, key=lambda p: len(p.prompt_ids) + max(map(len, p.response_ids))):
+        if num_texts + len(prompt.response_ids) > size:
+            groups.append([])
+            num_texts = 0
+        groups[-1].append(prompt)
+        num_texts += len(prompt.response_ids)
+    return groups
+
+
+def _pairs(group: Sequence[RatedPrompt], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """chosen, rejected (rows of the group's batch), weight, Elo margin."""
+    rows: list[tuple[int, int, float, float]] = []
+    first = 0
+    for prompt in group:
+        rows += [(first + a, first + b, weight, margin) for a, b, weight, margin in prompt.pairs]
+        first += len(prompt.response_ids)
+    index = torch.tensor([row[:2] for row in rows], dtype=torch.long, device=device).view(-1, 2)
+    values = torch.tensor([row[2:] for row in rows], dtype=torch.float32, device=device).view(-1, 2)
+    return index[:, 0], index[:, 1], values[:, 0], values[:, 1]
+
+
+def _loss(
+    token_scores: Float[Tensor, "B R"],
+    scores: Float[Tensor, " B"],
+    batch: Batch,
+    group: Sequence[RatedPrompt],
+    settings: Reward,
+) -> Float[Tensor, ""]:
+    if settings.loss == "pairwise":
+        chosen, rejected, weight, elo_margin = _pairs(group, scores.device)
+        return pairwise_reward_loss(
+            scores[chosen],
+            scores[rejected],
+            margin=elo_margin * (settings.margin_per_400_elo / POINTS_PER_DECADE),
+            weight=weight if settings.weight_pairs else None,
+        )
+    if settings.loss == "pointwise_mse":
+        labels, loss = [t for prompt in group for t in prompt.targets], pointwise_mse_loss
+    else:
+        elo = [points for prompt in group for points in prompt.elo]
+        labels = [1 / (1 + 10 ** (-points / POINTS_PER_DECADE)) for points in elo]
+        loss = pointwise_cross_entropy_loss
+    targets = torch.tensor(labels, dtype=torch.float32, device=scores.device)
+    if settings.score_at == "last":
+        return loss(scores, targets, torch.ones_like(targets, dtype=torch.bool))
+    # `token`: every response token is taught the sequence's target.
+    return loss(token_scores, targets.unsqueeze(1).expand_as(token_scores), batch.response_mask)
+
+
+def pair_scores(
+    model: RewardModel, prompts: Sequence[RatedPrompt], *, pad_id: int, precision: Precision
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Scores of the chosen and the rejected text of every pair, in the order of the prompts."""
+    scores = reward_scores(
+        model,
+        [prompt.prompt_ids for prompt in prompts for _ in prompt.response_ids],
+        [ids for prompt in prompts for ids in prompt.response_ids],
+        pad_id=pad_id,
+        precision=precision,
+    )
+    chosen, rejected, _, _ = _pairs(prompts, torch.device("cpu"))
+    return scores[chosen], scores[rejected]
+
+
+def normalise(model: RewardModel, scores: Float[Tensor, " N"]) -> None:
+    """Set gain and bias so that these scores (of reference samples) get mean 0, deviation 1.
+
+    Raises:
+        ValueError: the scores do not differ, so the reward model says nothing.
+
+    Source: openai/lm-human-preferences `normalize`.
+    """
+    deviation = float(scores.std(unbiased=False))
+    if not math.isfinite(deviation) or deviation < 1e-8:
+        raise ValueError(f"the reward model scores all samples alike (standard deviation {deviation})")
+    mean = float(scores.mean())
+    model.gain, model.bias = model.gain / deviation, (model.bias - mean) / deviation
+
+
+def _resume(
+    model: RewardModel, optimizer: torch.optim.Optimizer, folder: Path
+) -> tuple[int, Metrics]:
+    found = load_state(folder)
+    if found is None:
+        return 0, []
+    tensors, state = found
+    restore_module("model", model, tensors)
+    restore_optimizer(optimizer, tensors)
+    return state["step"], [(int(step), name, value) for step, name, value in state["metrics"]]

@@ -1,0 +1,393 @@
+"""SFT, PPO and best-of-n of the SFT model on prompts that nothing was trained on."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import InputError
+from rlhf_core.records import ModelArtifact, TableArtifact
+from tasks.lm_common import fitting, set_up_machine
+from tasks.step import StepRun, step
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRIC_VERSION = 1
+DEMONSTRATIONS = "demonstrations"
+HEADLINE = {
+    *(("ppo", metric) for metric in ("task_win_rate", "task_win_rate_vs_best_sft", "win_rate")),
+    *(("ppo", metric) for metric in ("task_metric_minus_sft", "length_controlled_win_rate")),
+    *(("ppo_greedy", metric) for metric in ("task_metric", "task_metric_minus_sft")),
+    *((model, "task_metric") for model in ("demonstrations", "sft_greedy")),
+    *(
+        (model, metric)
+        for model in ("sft", "ppo")
+        for metric in ("score", "task_metric", "kl", "length", "distinct_2", "eos_share")
+    ),
+    ("sft", "task_win_rate_vs_demonstrations"),
+    ("reward_model", "task_accuracy"),
+}
+"""(model, metric) that also go into the step's facts: what the overview and the report open with."""
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Texts:
+    """The texts of one model, one per prompt and in the order of the prompts."""
+
+    model: str
+    decoding: str
+    response_ids: list[list[int]]
+    responses: list[str]
+    scores: Floats
+    kl: Floats
+    """NaN where it is not measured."""
+    eos: Floats
+    task: Floats | None = None
+
+    @property
+    def lengths(self) -> Floats:
+        """Response tokens, EOS included."""
+        return np.array([len(ids) for ids in self.response_ids], dtype=float)
+
+
+PooledText = tuple[int, str, float]
+"""(index of the prompt, text, reward model's score) of the samples that best-of-n chose from."""
+
+
+def _metric_file(config: PipelineConfig) -> dict[str, str]:
+    import hashlib
+    from pathlib import Path
+
+    from tasks.task_metrics import load_task_metric
+
+    name = config.evaluate.task_metric
+    try:
+        metric = load_task_metric(name)
+    except ValueError as error:
+        raise InputError(f"evaluate.task_metric: {error}") from None
+    file, separator, _ = name.rpartition(":")
+    found = {} if metric is None else {"task_metric_version": str(metric.version)}
+    if separator:
+        found["task_metric"] = hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()
+    return found
+
+
+@step(
+    version=1,
+    sections=("evaluate", "seed", "precision", "ingest.max_rejected_share"),
+    external=_metric_file,
+)
+def evaluate(
+    run: StepRun,
+    *,
+    sft: ModelArtifact,
+    policy: ModelArtifact,
+    reward_model: ModelArtifact,
+    prompts: TableArtifact,
+    demonstrations: TableArtifact,
+) -> None:
+    """Sample every model on the evaluation prompts, and compare."""
+    import pandas as pd
+
+    frame = _evaluation_prompts(run, prompts)
+    models, pool = _sample_models(run, frame, sft, policy, reward_model, demonstrations)
+    metric = _score_task(run, list(frame["prompt"]), models)
+    weights = np.array([metric.weights(p) for p in frame["prompt"]] if metric else np.ones(len(frame)))
+    higher = metric.higher_is_better if metric else True
+    tables = Comparison(run.config, weights, higher)
+    rows = tables.rows(models)
+    if metric is not None and pool:
+        rows += tables.reward_model_rows(pool, list(frame["prompt"]), metric)
+    run.write("evaluation", pd.DataFrame(rows))
+    run.write("evaluation_samples", _samples_table(models, frame))
+    for row in rows:
+        if (row["model"], row["metric"]) not in HEADLINE:
+            continue
+        name = f"{row['model']}/{row['metric']}"
+        run.fact(name, row["value"])
+        if row["ci_low"] is not None:
+            run.fact(f"{name}_low", row["ci_low"])
+            run.fact(f"{name}_high", row["ci_high"])
+    run.fact("prompts", len(frame))
+    run.fact("task_metric", metric.name if metric else None)
+    run.fact("best_sft", tables.best_sft(models))
+
+
+def _evaluation_prompts(run: StepRun, prompts: TableArtifact) -> "pd.DataFrame":
+    frame = run.read(prompts)
+    frame = frame[frame["split"] == "evaluation"].sort_values("prompt_id", ignore_index=True)
+    if run.config.evaluate.max_prompts is not None:
+        frame = frame.iloc[: run.config.evaluate.max_prompts]
+    if len(frame) < 2:
+        raise InputError("evaluate: fewer than 2 prompts are in the split evaluation; see ingest.split_shares")
+    return frame
+
+
+def _sample_models(
+    run: StepRun,
+    frame: "pd.DataFrame",
+    sft: ModelArtifact,
+    policy: ModelArtifact,
+    reward_model: ModelArtifact,
+    demonstrations: TableArtifact,
+) -> tuple[dict[str, Texts], list[PooledText]]:
+    from rlhf_core.evaluate import Judge, JudgedText, best_of_n, perplexity
+    from rlhf_core.models import RewardModel, context_tokens, load_causal_lm
+    from rlhf_core.scoring import reward_scores
+    from rlhf_core.tokens import decode_response, encode_prompts, encode_responses
+
+    settings = run.config.evaluate
+    lm, tokenizer = load_causal_lm(run.model_dir(sft))
+    trained, _ = load_causal_lm(run.model_dir(policy))
+    scorer = RewardModel.load(run.model_dir(reward_model))
+    machine = set_up_machine(run, lm)
+    trained.to(machine.device)
+    scorer.to(machine.device)
+    prompt_ids = encode_prompts(tokenizer, list(frame["prompt"]))
+    kept = fitting(
+        run,
+        "evaluation prompts",
+        [len(ids) for ids in prompt_ids],
+        limit=context_tokens(lm) - settings.max_new_tokens,
+        max_share=run.config.ingest.max_rejected_share,
+    )
+    frame.drop(index=[i for i in frame.index if i not in set(kept)], inplace=True)
+    frame.reset_index(drop=True, inplace=True)
+    prompt_ids = [prompt_ids[i] for i in kept]
+    judge = Judge(
+        reference=lm,
+        reward_model=scorer,
+        pad_id=tokenizer.pad_token_id,
+        eos_id=tokenizer.eos_token_id,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        precision=machine.precision,
+    )
+    plan: list[tuple[str, Any, float, int]] = [
+        ("sft", lm, settings.temperature, 1),
+        ("ppo", trained, settings.temperature, 1),
+    ]
+    plan += [(f"sft_t{t:g}", lm, t, 1) for t in settings.sft_temperatures if t != settings.temperature]
+    if settings.greedy:
+        plan += [("sft_greedy", lm, 0.0, 1), ("ppo_greedy", trained, 0.0, 1)]
+    if settings.best_of_n:
+        plan.append((f"best_of_{settings.best_of_n}", lm, settings.temperature, settings.best_of_n))
+    models: dict[str, Texts] = {}
+    pool: list[PooledText] = []
+
+    def add(name: str, decoding: str, texts: list[JudgedText], kl_measured: bool) -> None:
+        ids = [text.response_ids for text in texts]
+        models[name] = Texts(
+            model=name,
+            decoding=decoding,
+            response_ids=ids,
+            responses=[decode_response(tokenizer, one) for one in ids],
+            scores=np.array([text.score for text in texts]),
+            kl=np.array([text.kl if kl_measured else math.nan for text in texts]),
+            eos=np.array([text.finish_reason == "eos" for text in texts], dtype=float),
+        )
+
+    total = len(prompt_ids) * sum(n for *_, n in plan)
+    with run.progress("sampling the models to compare", total, "texts") as progress:
+        done = 0
+        for number, (name, model, temperature, n) in enumerate(plan):
+            texts = judge.judge(
+                model,
+                prompt_ids,
+                temperature=temperature,
+                seed=run.config.seed * 1_000_003 + number,
+                samples_per_prompt=n,
+            )
+            decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}"
+            if n > 1:
+                pool = [
+                    (text.prompt_index, decode_response(tokenizer, text.response_ids), text.score)
+                    for text in texts
+                ]
+                texts, decoding = best_of_n(texts), f"best of {n} at {decoding}"
+            add(name, decoding, texts, kl_measured=n == 1)
+            done += len(prompt_ids) * n
+            progress.update(done)
+    demos = run.read(demonstrations).drop_duplicates("prompt_id").set_index("prompt_id")["response"]
+    if set(frame["prompt_id"]) <= set(demos.index):
+        responses = [str(demos[prompt_id]) for prompt_id in frame["prompt_id"]]
+        ids = encode_responses(tokenizer, responses)
+        pad = {"pad_id": tokenizer.pad_token_id, "precision": machine.precision}
+        models[DEMONSTRATIONS] = Texts(
+            model=DEMONSTRATIONS,
+            decoding="written",
+            response_ids=ids,
+            responses=responses,
+            scores=reward_scores(scorer, prompt_ids, ids, **pad).double().numpy(),
+            kl=np.full(len(ids), math.nan),
+            eos=np.ones(len(ids)),
+        )
+        run.fact("sft/perplexity", perplexity(lm, prompt_ids, ids, **pad))
+        run.fact("ppo/perplexity", perplexity(trained, prompt_ids, ids, **pad))
+    run.fact("sft/parameters", sum(p.numel() for p in lm.parameters()))
+    return models, pool
+
+
+def _score_task(run: StepRun, prompts: Sequence[str], models: dict[str, Texts]) -> Any:
+    from tasks.task_metrics import load_task_metric
+
+    metric = load_task_metric(run.config.evaluate.task_metric)
+    if metric is not None:
+        for texts in models.values():
+            pairs = zip(prompts, texts.responses, strict=True)
+            try:
+                texts.task = np.array([metric.score(prompt, response) for prompt, response in pairs], dtype=float)
+            except ValueError as error:
+                raise InputError(f"evaluate.task_metric {metric.name}: {error}") from None
+    return metric
+
+
+class Comparison:
+    """Rows of the table `evaluation`."""
+
+    def __init__(self, config: PipelineConfig, weights: Floats, higher_is_better: bool) -> None:
+        self.settings = config.evaluate
+        self.seed = config.seed
+        self.weights = weights
+        self.sign = 1.0 if higher_is_better else -1.0
+
+    def rows(self, models: dict[str, Texts]) -> list[dict[str, Any]]:
+        """Every model by itself, and against SFT, its best temperature, and the demonstrations."""
+        from rlhf_core.metrics import (
+            distinct_n,
+            length_controlled_interval,
+            length_controlled_win_rate,
+            win_outcomes,
+        )
+
+        sft = models["sft"]
+        best = models[self.best_sft(models)]
+        rows: list[dict[str, Any]] = []
+
+        def mean(texts: Texts, metric: str, values: Floats, weights: Floats | None = None) -> None:
+            value = float(np.average(values, weights=weights))
+            rows.append(self._row(texts.model, metric, value, self._interval(values, weights), len(values)))
+
+        for texts in models.values():
+            mean(texts, "score", texts.scores)
+            mean(texts, "length", texts.lengths)
+            mean(texts, "eos_share", texts.eos)
+            if not np.isnan(texts.kl).any():
+                mean(texts, "kl", texts.kl)
+            rows.append(self._row(texts.model, "distinct_2", distinct_n(texts.response_ids, 2), None, len(texts.responses)))
+            if texts.task is not None:
+                mean(texts, "task_metric", texts.task, self.weights)
+            if texts is not sft:
+                outcomes = win_outcomes(texts.scores, sft.scores)
+                mean(texts, "win_rate", outcomes)
+                controlled = length_controlled_win_rate(outcomes, texts.lengths, sft.lengths)
+                interval = length_controlled_interval(
+                    outcomes, texts.lengths, sft.lengths,
+                    num_samples=min(500, self.settings.bootstrap_samples), seed=self.seed,
+                )
+                rows.append(self._row(texts.model, "length_controlled_win_rate", controlled, interval, len(outcomes)))
+            if texts.task is None:
+                continue
+            rivals = {"task_win_rate": sft, "task_win_rate_vs_best_sft": best}
+            if DEMONSTRATIONS in models:
+                rivals["task_win_rate_vs_demonstrations"] = models[DEMONSTRATIONS]
+            for metric, rival in rivals.items():
+                if rival is not texts and rival.task is not None:
+                    mean(texts, metric, win_outcomes(self.sign * texts.task, self.sign * rival.task))
+            base = models.get("sft_greedy") if texts.model == "ppo_greedy" else sft
+            if base is not None and base is not texts and base.task is not None:
+                # The same prompts on both sides: far narrower than two separate intervals.
+                mean(texts, "task_metric_minus_sft", texts.task - base.task, self.weights)
+        return rows
+
+    def reward_model_rows(
+        self, pool: Sequence[PooledText], prompts: Sequence[str], metric: Any
+    ) -> list[dict[str, Any]]:
+        """How often the reward model orders two samples of the SFT model as the task metric does.
+
+        Over all pairs of texts of one prompt whose task metric differs.
+        """
+        from rlhf_core.metrics import bootstrap_interval, win_outcomes
+
+        by_prompt: dict[int, list[tuple[float, float]]] = {}
+        for index, response, score in pool:
+            task = self.sign * metric.score(prompts[index], response)
+            by_prompt.setdefault(index, []).append((task, score))
+        better, worse, groups = [], [], []
+        for index, texts in by_prompt.items():
+            for (task, score), (other_task, other_score) in itertools.combinations(texts, 2):
+                if task != other_task:
+                    better.append(score if task > other_task else other_score)
+                    worse.append(other_score if task > other_task else score)
+                    groups.append(index)
+        if not groups:
+            return []
+        right = win_outcomes(better, worse)
+        interval = bootstrap_interval(
+            right, groups=groups, num_samples=self.settings.bootstrap_samples, seed=self.seed
+        )
+        row = self._row("reward_model", "task_accuracy", float(right.mean()), interval, len(right))
+        return [row]
+
+    def best_sft(self, models: dict[str, Texts]) -> str:
+        """The decoding of the SFT model with the best task metric (or score, where there is none)."""
+        def quality(texts: Texts) -> float:
+            if texts.task is None:
+                return float(texts.scores.mean())
+            return self.sign * float(np.average(texts.task, weights=self.weights))
+
+        return max((name for name in models if name.startswith("sft")), key=lambda name: quality(models[name]))
+
+    def _interval(self, values: Floats, weights: Floats | None = None) -> tuple[float, float]:
+        from rlhf_core.metrics import bootstrap_interval
+
+        return bootstrap_interval(
+            values, weights=weights, num_samples=self.settings.bootstrap_samples, seed=self.seed
+        )
+
+    @staticmethod
+    def _row(
+        model: str, metric: str, value: float, interval: tuple[float, float] | None, n: int
+    ) -> dict[str, Any]:
+        low, high = interval or (None, None)
+        return {
+            "model": model,
+            "metric": metric,
+            "split": "evaluation",
+            "value": value,
+            "ci_low": low,
+            "ci_high": high,
+            "n": n,
+            "metric_version": METRIC_VERSION,
+        }
+
+
+def _samples_table(models: dict[str, Texts], frame: "pd.DataFrame") -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "model": texts.model,
+                    "prompt_id": frame["prompt_id"],
+                    "sample_index": 0,
+                    "prompt": frame["prompt"],
+                    "response": texts.responses,
+                    "score": texts.scores,
+                    "task_metric": texts.task if texts.task is not None else math.nan,
+                    "kl": texts.kl,
+                    "decoding": texts.decoding,
+                }
+            )
+            for texts in models.values()
+        ],
+        ignore_index=True,
+    )

@@ -1,0 +1,265 @@
+"""Feedback: what people, files or simulated annotators say about texts, next to the texts."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rlhf_core.config import PipelineConfig, Source
+from rlhf_core.errors import InputError
+from rlhf_core.records import TableArtifact
+from tasks.ranking_tables import CandidateBook, RankingBook, lines_of
+from tasks.readers import Ranking, Rejected, SourceReader, digest_sources, source_names
+from tasks.step import StepRun, step
+from tasks.tables import TABLES, digest_id, to_arrow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tasks.demo_world import Annotator
+
+REWARD_SPLITS = ("reward", "reward_heldout")
+
+
+def external(config: PipelineConfig) -> dict[str, str]:
+    """Name -> content of the files of rankings; for simulated annotators the world's version.
+
+    Raises:
+        InputError: a file is not there, or files are given where nothing would read them.
+    """
+    settings = config.feedback
+    if settings.source == "simulated":
+        from tasks.demo_world import WORLD_VERSION
+
+        if settings.files:
+            raise InputError(
+                "feedback.files are given, but feedback.source is simulated and reads none; "
+                "set feedback.source: file"
+            )
+        return {"demo_world": f"version {WORLD_VERSION}"}
+    return digest_sources(_ranking_sources(config), Path(config.paths.data))
+
+
+def _ranking_sources(config: PipelineConfig) -> list[Source]:
+    """`feedback.files`, whatever their role says: here they can only be rankings."""
+    for source in config.feedback.files:
+        if source.kind == "demo_world":
+            raise InputError(
+                "feedback.files: demo_world has no files; set feedback.source: simulated"
+            )
+    return [source.model_copy(update={"role": "rankings"}) for source in config.feedback.files]
+
+
+@step(version=1, sections=("feedback", "seed"), external=external)
+def feedback(
+    run: StepRun,
+    *,
+    sampled: TableArtifact,
+    imported_candidates: TableArtifact,
+    imported_rankings: TableArtifact,
+    prompts: TableArtifact,
+) -> None:
+    """Publish candidates, rankings and rejected.
+
+    `simulated`: annotators of the demo world rank the samples. `file`: the rankings that ingest
+    imported and those of `feedback.files`; a text that was sampled too stays the sample, which has
+    its tokens and log-probabilities.
+
+    Raises:
+        InputError: a file cannot be used or has too many bad rows, or there is no ranking at all.
+    """
+    samples = run.read(sampled)
+    prompt_rows = run.read(prompts, columns=["prompt_id", "prompt", "split"])
+    book = RankingBook(CandidateBook())
+    for row in _records("candidates", samples.sort_values("sample_index", kind="stable")):
+        book.candidates.know(
+            row["candidate_id"], row["prompt_id"], row["response"], row["sample_index"]
+        )
+    rejected: list[Rejected] = []
+    num_left_out = 0
+    if run.config.feedback.source == "simulated":
+        num_left_out = imported_rankings.num_rows
+        for record in simulate(run.config, samples, prompt_rows):
+            book.add_row(record)
+    else:
+        _add_imported(book, run.read(imported_candidates), run.read(imported_rankings))
+        known = set(prompt_rows["prompt_id"])
+        files = _ranking_sources(run.config)
+        for source, name in zip(files, source_names(files), strict=True):
+            rejected += _read_file(run, source, name, known, book)
+    if not book.rows:
+        raise InputError(_what_to_do_without_rankings(run.config))
+    _publish(run, samples, book, rejected)
+    split_of = dict(zip(prompt_rows["prompt_id"], prompt_rows["split"], strict=True))
+    outside = sum(split_of.get(r["prompt_id"]) not in REWARD_SPLITS for r in book.rows.values())
+    _report(run, book, rejected, num_left_out=num_left_out, num_outside=outside)
+
+
+def simulate(
+    config: PipelineConfig, samples: "pd.DataFrame", prompts: "pd.DataFrame"
+) -> Iterator[dict[str, Any]]:
+    """Rankings of the samples by simulated annotators, as rows of `rankings`.
+
+    Each prompt of the reward splits that has two distinct texts or more is ranked by
+    `rankings_per_prompt` different people, whom a hash chooses. A ranking depends on the seed, the
+    prompt, its texts and the annotator alone, not on what else is ranked.
+
+    Args:
+        config: `feedback` and `seed` are read.
+        samples: the table `candidates`.
+        prompts: prompt_id, prompt and split.
+
+    Raises:
+        InputError: more rankings per prompt than annotators are asked for.
+    """
+    from tasks.demo_world import annotators, rank_texts, ranking_rng
+
+    settings = config.feedback
+    if settings.rankings_per_prompt > settings.num_annotators:
+        raise InputError(
+            f"feedback.rankings_per_prompt = {settings.rankings_per_prompt} must not be above "
+            f"feedback.num_annotators = {settings.num_annotators}"
+        )
+    people = annotators(settings.num_annotators, config.seed)
+    ranked = prompts[prompts["split"].isin(REWARD_SPLITS)]
+    ordered = samples.sort_values(["prompt_id", "sample_index"], kind="stable")
+    texts_of = {str(key): group for key, group in ordered.groupby("prompt_id", sort=False)}
+    for prompt_id, prompt in zip(ranked["prompt_id"], ranked["prompt"], strict=True):
+        group = texts_of.get(prompt_id)
+        if group is None or group["response"].nunique() < 2:
+            continue
+        group = group.drop_duplicates("response")
+        ids, texts = group["candidate_id"].tolist(), group["response"].tolist()
+        for person in _choose(people, settings.rankings_per_prompt, config.seed, prompt_id):
+            rng = ranking_rng(config.seed, prompt, person.name)
+            keys = [rng.random() for _ in ids]
+            shown = sorted(range(len(ids)), key=keys.__getitem__)
+            ranks = rank_texts(prompt, [texts[i] for i in shown], person, rng)
+            rank_of = dict(zip(shown, ranks, strict=True))
+            yield {
+                "ranking_id": digest_id("simulated", prompt, person.name, *ids),
+                "prompt_id": prompt_id,
+                "candidate_ids": ids,
+                "ranks": [float(rank_of[i]) for i in range(len(ids))],
+                "scores": None,
+                "annotator": person.name,
+                "source": "simulated",
+                "shown_order": [ids[i] for i in shown],
+                "seconds": None,
+                "created_at": None,
+            }
+
+
+def _choose(
+    people: "Sequence[Annotator]", number: int, seed: int, prompt_id: str
+) -> "list[Annotator]":
+    def place(person: "Annotator") -> bytes:
+        return hashlib.sha256(f"{seed}\x1f{prompt_id}\x1f{person.name}".encode()).digest()
+
+    return sorted(people, key=place)[:number]
+
+
+def _add_imported(book: RankingBook, candidates: "pd.DataFrame", rankings: "pd.DataFrame") -> None:
+    kept_id = {
+        row["candidate_id"]: book.candidates.add_row(
+            row["prompt_id"], row["candidate_id"], row["response"], row["policy"]
+        )
+        for row in _records("candidates", candidates)
+    }
+    for record in _records("rankings", rankings):
+        record["candidate_ids"] = [kept_id[text] for text in record["candidate_ids"]]
+        book.add_row(record)
+
+
+def _records(table: str, frame: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Rows as plain data; token ids and log-probabilities are left where they are."""
+    arrow = to_arrow(table, frame)
+    heavy = {"response_ids", "response_logprobs"}
+    columns = [name for name in arrow.column_names if name not in heavy]
+    return list(arrow.select(columns).to_pylist())
+
+
+def _read_file(
+    run: StepRun, source: Source, name: str, known_prompts: set[str], book: RankingBook
+) -> list[Rejected]:
+    reader = SourceReader(
+        source,
+        name=name,
+        data_dir=Path(run.config.paths.data),
+        max_rejected_share=run.config.feedback.max_rejected_share,
+        share_field="feedback.max_rejected_share",
+    )
+    for line, example in reader.examples():
+        assert isinstance(example, Ranking)  # the role is rankings
+        if digest_id(example.prompt) not in known_prompts:
+            reader.reject(f"prompt: no source of ingest has it: {example.prompt[:60]!r}")
+            continue
+        book.add(example, source=name, line=line)
+    return reader.rejected
+
+
+def _what_to_do_without_rankings(config: PipelineConfig) -> str:
+    if config.feedback.source == "file":
+        return (
+            "there are no rankings: add a source of role rankings to ingest.sources or a file to "
+            "feedback.files, or set feedback.source: simulated for the demo world"
+        )
+    return (
+        "there are no rankings: no prompt of the splits reward and reward_heldout has two distinct "
+        "texts; raise sample.samples_per_prompt, sample.max_prompts or the splits' shares in "
+        "ingest.split_shares"
+    )
+
+
+def _publish(
+    run: StepRun, samples: "pd.DataFrame", book: RankingBook, rejected: list[Rejected]
+) -> None:
+    schema = TABLES["candidates"].schema
+    known = to_arrow("candidates", samples).replace_schema_metadata(None)
+    new = pa.Table.from_pylist(book.candidates.rows, schema=schema)
+    run.write("candidates", pa.concat_tables([known, new]))
+    rankings = list(book.rows.values())
+    run.write("rankings", pa.Table.from_pylist(rankings, schema=TABLES["rankings"].schema))
+    bad = [
+        {"source": row.source, "line": row.line, "reason": row.reason, "content": row.content}
+        for row in rejected
+    ]
+    run.write("rejected", pa.Table.from_pylist(bad, schema=TABLES["rejected"].schema))
+
+
+def _report(
+    run: StepRun,
+    book: RankingBook,
+    rejected: list[Rejected],
+    *,
+    num_left_out: int,
+    num_outside: int,
+) -> None:
+    facts = {
+        **book.facts(),
+        "num_annotators": len({row["annotator"] for row in book.rows.values()}),
+        "num_ranked_prompts": len({row["prompt_id"] for row in book.rows.values()}),
+        "num_imported_candidates": len(book.candidates.rows),
+        "rankings_outside_reward_splits": num_outside,
+        "imported_rankings_left_out": num_left_out,
+        "rejected_rows": len(rejected),
+    }
+    for name, value in facts.items():
+        run.fact(name, value)
+    for line in lines_of(facts, _EXPLAINED):
+        run.log(line)
+
+
+_EXPLAINED = (
+    ("merged_ranked_texts", "texts repeat another of their ranking and share its mean rank"),
+    ("rankings_of_one_text", "rankings hold one text only, compare nothing, and were left out"),
+    ("repeated_rankings", "rankings were read before and count once"),
+    ("rankings_outside_reward_splits", "rankings are of prompts that no reward split has"),
+    (
+        "imported_rankings_left_out",
+        "rankings of ingest are not used, since feedback.source is simulated",
+    ),
+    ("rejected_rows", "rows were rejected; see the table `rejected`"),
+)

@@ -1,0 +1,92 @@
+"""PPO of the SFT model against the reward model."""
+
+from rlhf_core.errors import InputError
+from rlhf_core.records import ModelArtifact, TableArtifact
+from tasks.lm_common import fitting, set_up_machine
+from tasks.step import StepRun, step
+
+
+@step(
+    version=1,
+    sections=("ppo", "seed", "precision", "ingest.share_sft_prompts", "ingest.max_rejected_share"),
+)
+def ppo(
+    run: StepRun, *, policy: ModelArtifact, reward_model: ModelArtifact, prompts: TableArtifact
+) -> None:
+    """Train on the prompts of the split `ppo` (and `sft` where shared); publish the best policy."""
+    import pandas as pd
+
+    from rlhf_core.models import (
+        PolicyWithValue,
+        RewardModel,
+        context_tokens,
+        load_causal_lm,
+        save_causal_lm,
+    )
+    from rlhf_core.ppo import PpoModels, train_ppo
+    from rlhf_core.tokens import decode_response, encode_prompts
+
+    config, settings = run.config, run.config.ppo
+    lm, tokenizer = load_causal_lm(run.model_dir(policy))
+    reference, _ = load_causal_lm(run.model_dir(policy))
+    scorer = RewardModel.load(run.model_dir(reward_model))
+    machine = set_up_machine(run, lm)
+    reference.to(machine.device).requires_grad_(False)
+    scorer.to(machine.device).requires_grad_(False)
+    frame = run.read(prompts)
+    limit = context_tokens(lm) - settings.max_new_tokens
+    texts: dict[str, list[str]] = {}
+    ids: dict[str, list[list[int]]] = {}
+    train_splits = ["ppo", "sft"] if config.ingest.share_sft_prompts else ["ppo"]
+    for name, splits in (("ppo", train_splits), ("ppo_heldout", ["ppo_heldout"])):
+        chosen = frame[frame["split"].isin(splits)].sort_values("prompt_id")
+        if name == "ppo_heldout":
+            chosen = chosen.iloc[: settings.heldout_prompts]
+        if chosen.empty:
+            raise InputError(f"ppo: no prompt is in the split {name}; see ingest.split_shares and the sources' splits")
+        texts[name] = list(chosen["prompt"])
+        ids[name] = encode_prompts(tokenizer, texts[name])
+        what = "prompts" if name == "ppo" else "held-out prompts"
+        kept = fitting(
+            run, what, [len(i) for i in ids[name]], limit=limit, max_share=config.ingest.max_rejected_share
+        )
+        texts[name], ids[name] = [texts[name][k] for k in kept], [ids[name][k] for k in kept]
+    with run.progress("PPO", settings.updates, "updates") as progress:
+        result = train_ppo(
+            PpoModels(
+                policy=PolicyWithValue(lm).to(machine.device),
+                reference=reference,
+                reward_model=scorer,
+                pad_id=tokenizer.pad_token_id,
+                eos_id=tokenizer.eos_token_id,
+                precision=machine.precision,
+            ),
+            ids["ppo"],
+            ids["ppo_heldout"],
+            settings=settings,
+            seed=config.seed,
+            work_dir=run.work_dir,
+            progress=progress,
+        )
+    run.fact("best_update", result.best_update)
+    run.fact("updates_done", max(step for step, _, _ in result.metrics))
+    run.fact("optimizer_steps", result.optimizer_steps)
+    run.fact("guard", result.stopped or None)
+    if result.stopped:
+        run.log(f"ppo: the guard stopped the training at {result.stopped}; the policy of update {result.best_update} is kept")
+    rollouts = [
+        {
+            "update": episode.update,
+            "sample_index": episode.sample_index,
+            "prompt": texts["ppo"][episode.prompt_index],
+            "response": decode_response(tokenizer, episode.response_ids),
+            "score": episode.score,
+            "kl": episode.kl,
+            "response_tokens": len(episode.response_ids),
+        }
+        for episode in result.episodes
+    ]
+    columns = ["update", "sample_index", "prompt", "response", "score", "kl", "response_tokens"]
+    run.write("rollouts", pd.DataFrame(rollouts, columns=columns))
+    save_causal_lm(lm, tokenizer, run.model_out("causal_lm"))
+    run.save_metrics(result.metrics)

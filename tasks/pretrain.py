@@ -1,0 +1,121 @@
+"""The base model: a tokenizer and a decoder trained on the corpus, or a checkpoint that exists."""
+
+from pathlib import Path
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import InputError
+from rlhf_core.records import TableArtifact
+from tasks.lm_common import set_up_machine
+from tasks.step import StepRun, step
+from tasks.store import digest_folder
+
+HELD_OUT_BLOCKS = 64
+"""Packed blocks of the corpus whose loss is watched and not trained on."""
+
+
+@step(version=1, sections=("model", "pretrain", "seed", "precision"))
+def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
+    """Train a byte-level BPE tokenizer and a Llama decoder from scratch, next token by next token."""
+    from rlhf_core.models import build_causal_lm, num_parameters, save_causal_lm
+    from rlhf_core.runtime import seed_everything
+    from rlhf_core.tokens import encode_responses, train_tokenizer
+    from rlhf_core.train_lm import mean_loss, pack, train_lm
+
+    config = run.config
+    texts = list(run.read(corpus)["text"])
+    if not texts:
+        raise InputError(
+            "pretrain: the corpus is empty; add a source with role corpus, or name a checkpoint in model.base"
+        )
+    tokenizer = train_tokenizer(texts, config.model.vocab_size)
+    seed_everything(config.seed)  # the random weights depend on it
+    model = build_causal_lm(config.model, tokenizer)
+    machine = set_up_machine(run, model)
+    length = min(config.pretrain.sequence_tokens, config.model.context_tokens)
+    blocks = pack(encode_responses(tokenizer, texts), length)
+    held_out = blocks[:: max(1, len(blocks) // HELD_OUT_BLOCKS)] if len(blocks) > 1 else []
+    trained = [block for index, block in enumerate(blocks) if index % max(1, len(blocks) // HELD_OUT_BLOCKS)]
+    metrics = []
+    if config.pretrain.epochs and trained:
+        steps = -(-len(trained) // config.pretrain.batch_size) * config.pretrain.epochs
+        with run.progress("training the base model", steps, "steps") as progress:
+            metrics = train_lm(
+                model,
+                trained,
+                settings=config.pretrain,
+                pad_id=tokenizer.pad_token_id,
+                seed=config.seed,
+                work_dir=run.work_dir,
+                precision=machine.precision,
+                log_every=config.runtime.log_every,
+                validation=held_out,
+                progress=progress,
+            )
+    if held_out:
+        loss = mean_loss(model, held_out, pad_id=tokenizer.pad_token_id, precision=machine.precision)
+        run.fact("validation_loss", round(loss, 6))
+    run.fact("num_parameters", num_parameters(model))
+    run.fact("vocabulary", len(tokenizer))
+    run.fact("corpus_tokens", sum(len(block[0]) + len(block[1]) for block in blocks))
+    save_causal_lm(model, tokenizer, run.model_out("causal_lm"))
+    run.save_metrics(metrics)
+
+
+def find_checkpoint(config: PipelineConfig) -> Path:
+    """The local folder of `model.base`: a directory, or the snapshot of a hub id.
+
+    Raises:
+        InputError: it is neither, or its weights are no safetensors.
+    """
+    base = config.model.base
+    assert base is not None
+    for folder in (Path(base).expanduser(), Path(config.paths.data).expanduser() / base):
+        if folder.is_dir():
+            break
+    else:
+        folder = _fetch(base, config.model.revision)
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"model.base: {folder} has no config.json, so it is no Hugging Face model directory"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(
+            f"model.base: {folder} has no *.safetensors (pickled weights are not read); convert it once with: "
+            f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{base}').save_pretrained('{folder}')\""
+        )
+    return folder
+
+
+def _fetch(base: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(base, revision=revision, allow_patterns=patterns))
+    except HFValidationError:
+        raise InputError(f"model.base: {base} is no directory, and no id of the Hugging Face hub") from None
+    except Exception as error:  # the hub's client raises a dozen kinds; all mean "not to be had"
+        reason = str(error).split("\n")[0][:160]
+        raise InputError(
+            f"model.base: {base} is no directory, and could not be fetched from the hub ({reason})"
+        ) from None
+
+
+def _base_files(config: PipelineConfig) -> dict[str, str]:
+    return {"base": digest_folder(find_checkpoint(config))}
+
+
+@step(version=1, sections=(), external=_base_files)
+def base_model(run: StepRun) -> None:
+    """Import a checkpoint: fp32 safetensors, with a PAD of its own."""
+    from rlhf_core.models import load_causal_lm, num_parameters, save_causal_lm
+
+    folder = find_checkpoint(run.config)
+    try:
+        model, tokenizer = load_causal_lm(folder)
+    except ValueError as error:
+        raise InputError(f"model.base: {error}") from None
+    run.fact("num_parameters", num_parameters(model))
+    run.fact("vocabulary", len(tokenizer))
+    save_causal_lm(model, tokenizer, run.model_out("causal_lm"))

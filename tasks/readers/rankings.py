@@ -1,0 +1,174 @@
+"""Rows that hold one person's ranking of several texts of one prompt.
+
+    {"prompt": "...", "annotator": "ada", "responses": [{"text": "...", "rank": 1}, ...]}
+
+Each response has a `rank` (1 = best, equal = tie) or a `score` (higher = better); `system` says who
+wrote it. Or `responses` are plain texts, and the row has `ranks` or `scores` of the same length.
+`created_at` (text) and `seconds` (spent on the ranking) may stand in the row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rlhf_core.config import Split
+from tasks.readers.rows import (
+    RowError,
+    check_number,
+    check_text,
+    normalise_prompt,
+    normalise_response,
+)
+from tasks.readers.texts import split_of, text_of
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """One ranking; the four tuples have one entry per distinct text, in the order of the row.
+
+    Attributes:
+        texts: distinct; fewer than two where a row ranked one text several times.
+        systems: who wrote each text; None where the row does not say.
+        ranks: competition ranks, 1 = best, ties share a rank (1, 2, 2, 4).
+        scores: as given, higher = better; None where the row has none.
+        num_merged: responses that were merged into an equal text.
+    """
+
+    prompt: str
+    annotator: str
+    texts: tuple[str, ...]
+    systems: tuple[str | None, ...]
+    ranks: tuple[int, ...]
+    scores: tuple[float, ...] | None
+    created_at: str | None
+    seconds: float | None
+    split: Split | None
+    num_merged: int
+
+
+def competition_ranks(badness: Sequence[float]) -> tuple[int, ...]:
+    """1 + the number of texts that are better: 1, 2, 2, 4; lower is better."""
+    first: dict[float, int] = {}
+    for position, value in enumerate(sorted(badness), start=1):
+        first.setdefault(value, position)
+    return tuple(first[value] for value in badness)
+
+
+def parse_ranking(values: Mapping[str, Any], columns: Mapping[str, str]) -> Ranking:
+    """A row of role rankings; equal texts take their mean rank and score, then all are ranked.
+
+    Raises:
+        RowError: a field is missing or malformed, fewer than two responses, neither ranks nor
+            scores for all of them, or the same text of the same system twice.
+    """
+    prompt = normalise_prompt(text_of(values, columns, "prompt"))
+    texts, systems, ranks, scores = _responses(values, columns)
+    if ranks is None:
+        assert scores is not None  # _responses refuses a row that has neither
+        ranks = [float(rank) for rank in competition_ranks([-score for score in scores])]
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(text, []).append(place)
+    for text, at in places.items():
+        named = [systems[place] for place in at if systems[place] is not None]
+        if len(set(named)) < len(named):
+            raise RowError(f"responses: the same text of the same system twice: {text[:60]!r}")
+    return Ranking(
+        prompt=prompt,
+        annotator=_annotator(values, columns),
+        texts=tuple(places),
+        systems=tuple(systems[at[0]] for at in places.values()),
+        ranks=competition_ranks([_mean(ranks, at) for at in places.values()]),
+        scores=None if scores is None else tuple(_mean(scores, at) for at in places.values()),
+        created_at=_created_at(values, columns),
+        seconds=_seconds(values, columns),
+        split=split_of(values, columns),
+        num_merged=len(texts) - len(places),
+    )
+
+
+def _mean(values: Sequence[float], places: Sequence[int]) -> float:
+    return sum(values[place] for place in places) / len(places)
+
+
+def _responses(
+    values: Mapping[str, Any], columns: Mapping[str, str]
+) -> tuple[list[str], list[str | None], list[float] | None, list[float] | None]:
+    column = columns["responses"]
+    responses = values.get(column)
+    if not isinstance(responses, list):
+        found = "nothing" if responses is None else type(responses).__name__
+        raise RowError(f"{column}: must be a list, got {found}")
+    if len(responses) < 2:
+        raise RowError(f"{column}: a ranking needs at least two texts, got {len(responses)}")
+    ranks = _numbers(values, columns, "ranks", len(responses))
+    scores = _numbers(values, columns, "scores", len(responses))
+    texts: list[str] = []
+    systems: list[str | None] = []
+    for index, response in enumerate(responses):
+        label = f"{column}[{index}]"
+        fields = {"text": response} if isinstance(response, str) else response
+        if not isinstance(fields, dict):
+            raise RowError(f"{label}: must be a text or an object, got {type(response).__name__}")
+        if "text" not in fields:
+            raise RowError(f"{label}.text: missing")
+        texts.append(normalise_response(check_text(fields["text"], f"{label}.text")))
+        system = fields.get("system")
+        systems.append(None if system is None else check_text(system, f"{label}.system"))
+    objects = [response for response in responses if isinstance(response, dict)]
+    ranks = _inner_numbers(objects, "rank", column, len(responses)) or ranks
+    scores = _inner_numbers(objects, "score", column, len(responses)) or scores
+    if ranks is None and scores is None:
+        raise RowError(f"{column}: neither a rank nor a score for the texts")
+    return texts, systems, ranks, scores
+
+
+def _numbers(
+    values: Mapping[str, Any], columns: Mapping[str, str], field: str, num_responses: int
+) -> list[float] | None:
+    given = values.get(columns[field]) if field in columns else None
+    if given is None:
+        return None
+    if not isinstance(given, list):
+        raise RowError(f"{field}: must be a list, got {type(given).__name__}")
+    if len(given) != num_responses:
+        raise RowError(f"{field}: {len(given)} for {num_responses} responses")
+    return [check_number(number, f"{field}[{index}]") for index, number in enumerate(given)]
+
+
+def _inner_numbers(
+    objects: Sequence[Mapping[str, Any]], field: str, column: str, num_responses: int
+) -> list[float] | None:
+    given = {index: o[field] for index, o in enumerate(objects) if o.get(field) is not None}
+    if not given:
+        return None
+    if len(given) != num_responses:
+        raise RowError(f"{column}: {field} is given for {len(given)} of {num_responses} texts")
+    return [check_number(number, f"{column}[{index}].{field}") for index, number in given.items()]
+
+
+def _annotator(values: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    given = values.get(columns["annotator"])
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given)  # many tools number their people
+    return text_of(values, columns, "annotator").strip()
+
+
+def _created_at(values: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    given = values.get(columns["created_at"]) if "created_at" in columns else None
+    if given is None or given == "":
+        return None
+    if isinstance(given, datetime):  # Parquet and datasets have a type for it
+        return given.isoformat()
+    return check_text(given, "created_at")
+
+
+def _seconds(values: Mapping[str, Any], columns: Mapping[str, str]) -> float | None:
+    given = values.get(columns["seconds"]) if "seconds" in columns else None
+    if given is None:
+        return None
+    seconds = check_number(given, "seconds")
+    if seconds < 0:
+        raise RowError(f"seconds: must be >= 0, got {given}")
+    return seconds

@@ -1,0 +1,93 @@
+"""A row of a source before anybody knows what it means, and the checks that every text passes."""
+
+import json
+import math
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CONTENT_CHARACTERS = 500
+"""A rejected row is kept up to this length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row that could be parsed.
+
+    Attributes:
+        line: 1-based; the line at which the row begins, or its number where a format has no lines.
+        values: column -> value, as plain data.
+        content: the row as it stands in the file; None where only the values exist.
+    """
+
+    line: int
+    values: dict[str, Any]
+    content: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """One row that could not be parsed."""
+
+    line: int
+    reason: str
+    content: str
+
+
+class RowError(ValueError):
+    """A row is no example; the message is the reason, for a person who has the file open."""
+
+
+def shown(content: str | Mapping[str, Any]) -> str:
+    """A row as it is kept in the table of rejected rows: valid UTF-8, without NUL, cut."""
+    if not isinstance(content, str):
+        content = json.dumps(content, ensure_ascii=False, default=str)
+    content = content[:CONTENT_CHARACTERS].rstrip("\r\n").replace("\0", "\\x00")
+    return content.encode("utf-8", "backslashreplace").decode("utf-8")[:CONTENT_CHARACTERS]
+
+
+def check_text(value: object, label: str) -> str:
+    """`value`, when it is a text that says something.
+
+    Raises:
+        RowError: null, no text, empty or only white space, with a NUL, or no valid Unicode.
+    """
+    if value is None:
+        raise RowError(f"{label}: null")
+    if not isinstance(value, str):
+        raise RowError(f"{label}: must be text, got {type(value).__name__}")
+    if not value.strip():
+        raise RowError(f"{label}: empty")
+    if "\0" in value:
+        raise RowError(f"{label}: holds a NUL character")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError(f"{label}: invalid UTF-8 (or half of a surrogate pair)") from None
+    return value
+
+
+def check_number(value: object, label: str) -> float:
+    """`value`, when it is a finite number (a truth value is none).
+
+    Raises:
+        RowError: it is not.
+    """
+    if value is None:
+        raise RowError(f"{label}: null")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowError(f"{label}: must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise RowError(f"{label}: must be finite, got {value}")
+    return float(value)
+
+
+def normalise_prompt(text: str) -> str:
+    """NFC, else verbatim: a prompt may end with a newline on purpose."""
+    return unicodedata.normalize("NFC", text)
+
+
+def normalise_response(text: str) -> str:
+    """NFC without white space at both ends, so that equal texts are equal."""
+    return unicodedata.normalize("NFC", text).strip()

@@ -1,0 +1,137 @@
+"""The last step: the run's folder with report, lineage and exported policy; Prefect's artifacts.
+
+Never cached: it is cheap, it publishes to Prefect, and the folder belongs to the run's name, not to
+a key. It only reads what other steps have published.
+
+    <runs>/<name>/report.html   one self-contained page
+    <runs>/<name>/run.json      lineage; enough to write the report again
+    <runs>/<name>/recipe.yaml   the whole configuration
+    <runs>/<name>/policy/       the exported model with its card, when there is one
+    <runs>/<name>/artifacts/    links to the artifacts
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.records import StepResult
+from tasks.step import StepRun, open_store, outcomes, step
+from tasks.store import ArtifactDamaged, ArtifactStore
+
+if TYPE_CHECKING:
+    from tasks.reporting.gather import RunData, Verdict
+
+
+@step(version=1, sections=(), cached=False)
+def report(
+    run: StepRun,
+    *,
+    results: Mapping[str, StepResult],
+    gate: "Verdict | None" = None,
+    statuses: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the run's folder and publish the report to Prefect; see `write_report`."""
+    return write_report(run.config, results, gate=gate, statuses=statuses, store=run.store)
+
+
+def write_report(
+    config: PipelineConfig,
+    results: Mapping[str, StepResult],
+    *,
+    gate: "Verdict | None" = None,
+    statuses: Mapping[str, str] | None = None,
+    store: ArtifactStore | None = None,
+) -> Path:
+    """Write the run's folder; inside a flow run also publish the report to Prefect.
+
+    Each file and folder is written beside its place and renamed, `run.json` last; other files in
+    the run's folder stay.
+
+    Args:
+        config: the run's configuration.
+        results: what the steps have published, by step; missing steps are shown as missing.
+        gate: the gate's decision; None when the run did not come that far.
+        statuses: `run`, `cached` or `skipped` by step; None takes what this process has seen.
+        store: where the artifacts are; None takes the configuration's.
+
+    Returns:
+        The run's folder.
+    """
+    from tasks.reporting.artifacts import publish_artifacts
+    from tasks.reporting.card import export_policy, model_card
+    from tasks.reporting.findings import headline
+    from tasks.reporting.gather import gather
+    from tasks.reporting.lineage import config_yaml, run_record
+    from tasks.reporting.page import render_page
+
+    store = store or open_store(config)
+    if statuses is None:
+        statuses = _seen_statuses(results)
+    data = gather(config, results, gate=gate, statuses=statuses, store=store)
+    model = _policy_dir(data, store)
+    verdict = headline(data)
+    folder = Path(config.paths.runs).expanduser().absolute() / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".draft-{uuid.uuid4().hex[:8]}"
+    draft.mkdir()
+    try:
+        (draft / "report.html").write_text(render_page(data, verdict), encoding="utf-8")
+        (draft / "recipe.yaml").write_text(config_yaml(config), encoding="utf-8")
+        _link_artifacts(draft / "artifacts", data, store)
+        if model is not None:
+            export_policy(model, draft / "policy", model_card(data, verdict))
+        record = json.dumps(run_record(data, verdict.sentence), indent=2, ensure_ascii=False)
+        (draft / "run.json").write_text(record + "\n", encoding="utf-8")
+        for name in ("policy", "artifacts", "recipe.yaml", "report.html", "run.json"):
+            _replace(draft / name, folder / name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    publish_artifacts(data, verdict)
+    return folder
+
+
+def _seen_statuses(results: Mapping[str, StepResult]) -> dict[str, str]:
+    """What became of the steps that this process has called for these very artifacts."""
+    seen = {(item.step, item.key): item.outcome for item in outcomes}
+    return {
+        name: str(seen[result.step, result.key])
+        for name, result in results.items()
+        if (result.step, result.key) in seen
+    }
+
+
+def _policy_dir(data: "RunData", store: ArtifactStore) -> Path | None:
+    """The PPO model's folder, checked; None when there is no policy, or it is damaged."""
+    result = data.results.get("ppo")
+    if result is None or result.model is None:
+        return None
+    try:
+        return store.model_dir(result.model)
+    except ArtifactDamaged as error:
+        data.unreadable.append(f"{error} (no policy was exported)")
+        return None
+
+
+def _link_artifacts(folder: Path, data: "RunData", store: ArtifactStore) -> None:
+    """Relative links, so that they stay true when runs and artifacts move together."""
+    folder.mkdir()
+    place = folder.parent.parent / folder.name  # where it will lie
+    for name, result in data.results.items():
+        target = store.path(result.step, result.key)
+        (folder / name).symlink_to(os.path.relpath(target, place), target_is_directory=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Put `source` (or nothing, when it is not there) in the place of `target`."""
+    if target.is_dir() and not target.is_symlink():
+        old = source.parent / f"{target.name}.old"
+        target.rename(old)  # a folder cannot be renamed over one that is not empty
+    elif not source.exists():
+        target.unlink(missing_ok=True)
+    if source.exists():
+        source.replace(target)

@@ -1,0 +1,112 @@
+"""The exported policy: the model's files with a README that says what the model is."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from rlhf_core.config import Source
+from tasks.reporting.findings import Headline, caveats, kept_update, warnings
+from tasks.reporting.gather import RunData
+from tasks.reporting.lineage import environment
+from tasks.reporting.numbers import model_name, number, percent
+from tasks.reporting.sheets import Sheet, evaluation_sheet
+
+LINKED_BYTES = 16 << 20
+"""Larger files are hard links to the artifact; smaller ones, which people edit, are copies."""
+
+_NOT_EXPORTED = {"manifest.json", "README.md"}
+
+
+def export_policy(source: Path, target: Path, card: str) -> None:
+    """Put the model's files and its card into the new folder `target`."""
+    target.mkdir()
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if not path.is_file() or path.suffix == ".parquet" or str(name) in _NOT_EXPORTED:
+            continue
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(path, place)
+    (target / "README.md").write_text(card, encoding="utf-8")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if source.stat().st_size >= LINKED_BYTES:
+        try:
+            os.link(source, target)
+        except OSError:
+            pass  # another file system, or one without hard links
+        else:
+            return
+    shutil.copy2(source, target)
+
+
+def model_card(data: RunData, headline: Headline) -> str:
+    """The README.md of the exported policy."""
+    environment_ = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown; no text of a model or of the data stands in it
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    config = data.config
+    kl = data.estimate("ppo", "kl")
+    sheet = evaluation_sheet(data)
+    return environment_.get_template("model_card.md.j2").render(
+        config=config,
+        base=config.model.base or "a Llama decoder trained from nothing on the corpus",
+        parameters=data.fact("pretrain", "num_parameters"),
+        sources=[describe_source(source) for source in config.ingest.sources],
+        counts=_counts(data),
+        headline=headline,
+        warnings=warnings(data),
+        caveats=caveats(data),
+        evaluation=None if sheet is None else markdown_table(sheet),
+        kl=None if kl is None else number(kl.value),
+        kept_update=kept_update(data),
+        key=data.results["ppo"].key,
+        compared=[model_name(model) for model in data.models],
+        versions=environment()["versions"],
+        number=number,
+        percent=percent,
+    )
+
+
+def describe_source(source: Source) -> str:
+    """One line about a source of data."""
+    if source.kind == "demo_world":
+        return "demo_world (generated: prompts, demonstrations, corpus)"
+    kind = "Hugging Face dataset" if source.kind == "huggingface" else "file"
+    name = Path(source.path or "").name if source.kind == "file" else source.path
+    return f"{source.role}: {kind} `{name}`"
+
+
+def _counts(data: RunData) -> list[tuple[str, int]]:
+    wanted: list[tuple[str, str, str]] = [
+        ("ingest", "corpus", "texts of the corpus"),
+        ("ingest", "prompts", "prompts"),
+        ("ingest", "demonstrations", "demonstrations"),
+        ("feedback", "rankings", "rankings"),
+        ("rate", "preference_pairs", "preference pairs"),
+    ]
+    counts = []
+    for step, table, label in wanted:
+        result = data.results.get(step)
+        if result is not None and table in result.tables:
+            counts.append((label, result.tables[table].num_rows))
+    return counts
+
+
+def markdown_table(sheet: Sheet) -> str:
+    """A table in Markdown."""
+    lines = [_row(sheet.columns), _row(["---"] * len(sheet.columns))]
+    lines += [_row([str(value) for value in record.values()]) for record in sheet.records()]
+    return "\n".join(lines)
+
+
+def _row(values: list[Any]) -> str:
+    return "| " + " | ".join(str(value).replace("|", "\\|") for value in values) + " |"

@@ -1,0 +1,145 @@
+"""Small figures in one style: inline SVG that follows the page's theme, or PNG for Prefect.
+
+A figure is drawn once, in the light palette. In the SVG every colour of the palette becomes a CSS
+variable, so that the same figure is right on a dark page; its text stays text. Every panel is a
+figure of its own, so that the page's grid, not matplotlib, decides how many stand side by side.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, MUTED, LINE, ACCENT, SOFT, PAPER = (
+    "#1d2530",
+    "#6b7684",
+    "#dfe3e8",
+    "#1b6e8c",
+    "#a9b4c0",
+    "#fefefe",
+)
+_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    ACCENT: "var(--accent)",
+    SOFT: "var(--soft)",
+    PAPER: "var(--paper)",
+}
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 7.5,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": 700,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.titlepad": 7,
+    "axes.labelsize": 7.5,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 0,
+    "xtick.major.width": 0.7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "lines.linewidth": 1.4,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "legend.handlelength": 1.4,
+    "text.color": INK,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small figure: a title, how it is drawn, and a line under it."""
+
+    title: str
+    draw: Callable[[Axes], None]
+    caption: str = ""
+    wide: bool = False
+    height: float = 2.0
+
+    def svg(self) -> Markup:
+        """An `<svg>` element that takes its colours from the page's CSS variables."""
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.title}):
+            figure = Figure(figsize=(6.0 if self.wide else 3.1, self.height), layout="constrained")
+            FigureCanvasSVG(figure)
+            self.draw(_axes(figure, 111, self.title))
+            buffer = io.StringIO()
+            figure.savefig(
+                buffer,
+                format="svg",
+                transparent=True,
+                metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+            )
+        return Markup(_themed(buffer.getvalue(), self.title))
+
+
+def _axes(figure: Figure, place: "int | tuple[int, int, int]", title: str) -> Axes:
+    axes = figure.add_subplot(*(place if isinstance(place, tuple) else (place,)))
+    axes.set_title(title)
+    return axes
+
+
+def _themed(svg: str, title: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # What matplotlib measured is wider than the system's font, so nothing grows out of its place.
+    svg = re.sub(r"font: (?:(\d+) )?([\d.]+)px [^;\"]*", _font, svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"<svg ", f'<svg role="img" aria-label="{Markup.escape(title)}" ', svg, count=1)
+    # Group names such as "axes_1" would stand on the page once per figure; nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+def _font(match: "re.Match[str]") -> str:
+    weight = "font-weight: 620; " if match[1] else ""
+    return f"{weight}font-size: {match[2]}px"
+
+
+def png(panels: Sequence[Panel], *, columns: int = 3) -> bytes:
+    """The panels in one picture on white, for places that show no inline SVG."""
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.5 * columns, 2.3 * rows), layout="constrained", dpi=110)
+        figure.set_facecolor("white")
+        canvas = FigureCanvasAgg(figure)
+        for place, panel in enumerate(panels, start=1):
+            panel.draw(_axes(figure, (rows, columns, place), panel.title))
+        buffer = io.BytesIO()
+        canvas.print_png(buffer)
+    return buffer.getvalue()
+
+
+def png_data_uri(panels: Sequence[Panel], *, columns: int = 3) -> str:
+    """The same as a `data:` address."""
+    return "data:image/png;base64," + base64.b64encode(png(panels, columns=columns)).decode("ascii")

@@ -1,0 +1,149 @@
+"""Everything that a run has published, read once through the store."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pandas as pd
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.records import StepResult
+from tasks.reporting.numbers import Estimate
+from tasks.store import ArtifactDamaged, ArtifactStore
+
+logger = logging.getLogger(__name__)
+
+STEPS = (
+    "ingest",
+    "pretrain",
+    "base_model",
+    "sft",
+    "sample",
+    "feedback",
+    "rate",
+    "reward",
+    "ppo",
+    "evaluate",
+)
+"""In the order of the flow; steps of other names come after these."""
+
+COUNTED_ONLY = {
+    "corpus": ["split"],
+    "prompts": ["split", "source"],
+    "demonstrations": ["split", "source"],
+    "preference_pairs": ["split"],
+}
+"""Tables of which the report needs the splits only: their texts may be larger than the memory."""
+
+NOT_READ = {"candidates", "rankings"}
+"""Tables of which the report needs nothing but the number of rows."""
+
+
+class Verdict(Protocol):
+    """What the gate decided about the reward model."""
+
+    @property
+    def passed(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run's configuration, results, tables, training metrics and manifests."""
+
+    config: PipelineConfig
+    results: dict[str, StepResult]
+    gate: Verdict | None
+    statuses: Mapping[str, str]
+    tables: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    metrics: dict[str, pd.DataFrame] = field(default_factory=dict)
+    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+    def table(self, step: str, name: str) -> pd.DataFrame | None:
+        """A table of a step; None when it is not there or has no rows."""
+        frame = self.tables.get((step, name))
+        return None if frame is None or frame.empty else frame
+
+    def fact(self, step: str, name: str) -> Any:
+        """A fact that the step has published; None when there is none."""
+        return self.results[step].facts.get(name) if step in self.results else None
+
+    def series(self, step: str, name: str) -> pd.Series | None:
+        """A training metric: values by step, without missing ones."""
+        frame = self.metrics.get(step)
+        if frame is None:
+            return None
+        rows = frame[(frame["name"] == name) & frame["value"].notna()]
+        if rows.empty:
+            return None
+        return pd.Series(rows["value"].to_numpy(), index=rows["step"].to_numpy()).sort_index()
+
+    def estimate(
+        self, model: str, metric: str, *, step: str = "evaluate", split: str = "evaluation"
+    ) -> Estimate | None:
+        """A cell of an evaluation table with its interval; None when it is not there."""
+        frame = self.table(step, "evaluation")
+        if frame is None:
+            return None
+        rows = frame[
+            (frame["model"] == model) & (frame["metric"] == metric) & (frame["split"] == split)
+        ]
+        if rows.empty or pd.isna(rows.iloc[0]["value"]):
+            return None
+        row = rows.iloc[0]
+        low, high = (
+            None if pd.isna(row[end]) else float(row[end]) for end in ("ci_low", "ci_high")
+        )
+        return Estimate(float(row["value"]), low, high, int(row["n"]))
+
+    @property
+    def models(self) -> list[str]:
+        """Models of the evaluation, in the order of its table."""
+        frame = self.table("evaluate", "evaluation")
+        return [] if frame is None else list(dict.fromkeys(frame["model"]))
+
+
+def gather(
+    config: PipelineConfig,
+    results: Mapping[str, StepResult],
+    *,
+    gate: Verdict | None,
+    statuses: Mapping[str, str],
+    store: ArtifactStore,
+) -> RunData:
+    """Read what the report shows.
+
+    A damaged table is left out and named in `unreadable`, for a report that shows the rest helps
+    more than none; the step itself is rebuilt by the next run.
+    """
+    order = {name: place for place, name in enumerate(STEPS)}
+    ordered = dict(sorted(results.items(), key=lambda item: order.get(item[0], len(order))))
+    data = RunData(config, ordered, gate, dict(statuses))
+    for step, result in ordered.items():
+        try:
+            data.manifests[step] = store.manifest(result.step, result.key)
+        except ArtifactDamaged as error:
+            _unreadable(data, error)
+            continue
+        for name, artifact in result.tables.items():
+            if name in NOT_READ:
+                continue
+            try:
+                frame = store.open_table(artifact, COUNTED_ONLY.get(name))
+            except (ArtifactDamaged, OSError, ValueError) as error:
+                _unreadable(data, error)
+                continue
+            if name == "metrics":
+                data.metrics[step] = frame
+            else:
+                data.tables[step, name] = frame
+    return data
+
+
+def _unreadable(data: RunData, error: Exception) -> None:
+    logger.warning("the report leaves out %s", error)
+    data.unreadable.append(str(error))

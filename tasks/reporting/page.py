@@ -1,0 +1,153 @@
+"""`report.html`: one page that fetches nothing and runs no script.
+
+Text of models and of the data is escaped by the template; a Content-Security-Policy in the page
+forbids scripts and every address besides, should an escape ever be forgotten.
+"""
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from tasks.reporting import plots
+from tasks.reporting.figures import Panel
+from tasks.reporting.findings import (
+    Headline,
+    caveats,
+    guard_reason,
+    kept_update,
+    task_metric_name,
+    warnings,
+)
+from tasks.reporting.gather import RunData
+from tasks.reporting.lineage import (
+    config_yaml,
+    environment_rows,
+    lineage_sheet,
+    reproduce_command,
+)
+from tasks.reporting.numbers import number, percent
+from tasks.reporting.samples import choose_samples
+from tasks.reporting.sheets import (
+    QUALITY,
+    agreement_sheet,
+    evaluation_sheet,
+    form_metrics,
+    further_sheet,
+    rejected_sheet,
+    splits_sheet,
+    tables_sheet,
+)
+
+_FOLDER = Path(__file__).parent
+REJECTED_SHOWN = 20
+ROLLOUTS_SHOWN = 6
+
+
+def render_page(data: RunData, headline: Headline) -> str:
+    """The whole page."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["number"] = number
+    templates.filters["percent"] = percent
+    page = templates.get_template("report.html.j2")
+    html = page.render(
+        css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
+        config=data.config,
+        headline=headline,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        trained=_trained(data),
+        warnings=warnings(data),
+        task_metric=task_metric_name(data),
+        gate=data.gate,
+        guard=guard_reason(data),
+        kept_update=kept_update(data),
+        samples=choose_samples(data),
+        rollouts=_rollouts(data),
+        caveats=caveats(data),
+        yaml=config_yaml(data.config),
+        environment=environment_rows(),
+        command=reproduce_command(data.config),
+        sheets=_sheets(data),
+        figures=_figures(data),
+        rejected=_rejected(data),
+    )
+    return re.sub(r"(?<=\d) %", "\u00a0%", html)  # no line break between a number and its sign
+
+
+def _trained(data: RunData) -> str:
+    model, config = data.config.model, data.config
+    base = model.base or f"a {model.num_layers}-layer decoder trained from nothing"
+    source = next((name for name in ("feedback", "ingest") if name in data.results), "")
+    rankings = data.results[source].tables.get("rankings") if source else None
+    parts = [f"Base: {base}"]
+    if "ingest" in data.results and "demonstrations" in data.results["ingest"].tables:
+        count = data.results["ingest"].tables["demonstrations"].num_rows
+        parts.append(f"{number(count)} demonstrations")
+    if rankings is not None:
+        people = "simulated" if config.feedback.source == "simulated" else "imported"
+        parts.append(f"{number(rankings.num_rows)} {people} rankings")
+    if "ppo" in data.results:
+        parts.append(f"{config.ppo.updates} PPO updates of {config.ppo.batch_size} episodes")
+    parts.append(f"seed {config.seed}")
+    return " · ".join(parts)
+
+
+def _sheets(data: RunData) -> dict[str, Any]:
+    return {
+        "quality": evaluation_sheet(data, QUALITY),
+        "form": evaluation_sheet(data, form_metrics(data)),
+        "further": further_sheet(data),
+        "agreement": agreement_sheet(data),
+        "splits": splits_sheet(data),
+        "tables": tables_sheet(data),
+        "rejected": rejected_sheet(data),
+        "lineage": lineage_sheet(data),
+    }
+
+
+def _figures(data: RunData) -> dict[str, list[Any]]:
+    groups: dict[str, list[Panel | None]] = {
+        "forest": [plots.forest_panel(data)],
+        "frontier": [plots.frontier_panel(data)],
+        "ppo": [*plots.ppo_panels(data)],
+        "reward": [*plots.reward_panels(data)],
+        "ratings": [*plots.rating_panels(data)],
+        "training": [*plots.training_panels(data)],
+    }
+    return {
+        name: [panel.svg() for panel in panels if panel is not None]
+        for name, panels in groups.items()
+    }
+
+
+def _rejected(data: RunData) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for step in ("ingest", "feedback"):
+        frame = data.table(step, "rejected")
+        if frame is not None:
+            rows += _rows(frame.head(REJECTED_SHOWN))
+    return rows[:REJECTED_SHOWN]
+
+
+def _rollouts(data: RunData) -> list[dict[str, Any]]:
+    """The first prompt of the last update whose episodes were kept: what PPO was looking at."""
+    frame = data.table("ppo", "rollouts")
+    if frame is None:
+        return []
+    updates = sorted(frame["update"].unique())
+    chosen = {updates[0], updates[len(updates) // 2], updates[-1]}
+    rows = frame[frame["update"].isin(chosen)].groupby("update").head(ROLLOUTS_SHOWN // 3)
+    return _rows(rows)
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

@@ -1,0 +1,322 @@
+"""The report's figures, made from the tables of a run; a figure without numbers is left out."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from tasks.reporting.figures import ACCENT, INK, MUTED, PAPER, SOFT, Panel
+from tasks.reporting.findings import agreement_of_all, kept_update, reward_estimate
+from tasks.reporting.gather import RunData
+from tasks.reporting.numbers import Estimate, best_of_n_kl, model_name, reliability
+
+MAX_POINTS = 700
+"""Points of a scatter plot; more would be drawn over one another and only make the file large."""
+
+PPO_CURVES = (
+    ("Score", "objective/score", "heldout/score", "reward model, SFT = 0 ± 1"),
+    ("KL to SFT", "objective/kl", "heldout/kl", "nats per sequence"),
+    ("Response length", "response/length", "heldout/length", "tokens"),
+    ("Entropy", "policy/entropy", "heldout/entropy", "nats per token"),
+    ("Ended with EOS", "response/eos_fraction", "heldout/eos_share", "share of responses"),
+    ("Diversity (distinct-2)", None, "heldout/distinct_2", "share of different word pairs"),
+    ("Clipped ratios", "policy/clipfrac", None, "share of tokens"),
+    ("Approximate KL of an update", "policy/approx_kl", None, "nats per token"),
+    ("Value loss", "value/loss", None, "half squared error"),
+    ("Explained variance of values", "value/explained_variance", None, "1 = perfect"),
+    ("KL coefficient", "objective/kl_coef", None, "weight of the penalty"),
+    ("Reward (score − penalty)", "objective/reward", None, "per sequence"),
+)
+
+TRAINING_CURVES = (
+    ("pretrain", "Pretraining loss", "train/loss", "validation/loss", "nats per token"),
+    ("sft", "SFT loss", "train/loss", "validation/loss", "nats per response token"),
+    ("reward", "Reward model loss", "reward_model/loss", "validation/loss", ""),
+    ("reward", "Reward model accuracy", "reward_model/accuracy", None, "pairs of the batch"),
+    ("reward", "Reward model margin", "reward_model/margin", None, "chosen − rejected"),
+)
+
+
+def ppo_panels(data: RunData) -> list[Panel]:
+    """Small multiples of PPO: rollouts as a line, held-out looks as points, the kept one marked."""
+    kept = kept_update(data)
+    panels = []
+    for title, training, heldout, unit in PPO_CURVES:
+        lines = [data.series("ppo", name) if name else None for name in (training, heldout)]
+        if any(line is not None for line in lines):
+            panels.append(Panel(title, _curves(lines[0], lines[1], unit, "update", kept)))
+    return panels
+
+
+def training_panels(data: RunData) -> list[Panel]:
+    """Losses of pretraining, SFT and the reward model."""
+    panels = []
+    for step, title, training, validation, unit in TRAINING_CURVES:
+        line = data.series(step, training)
+        if line is None:
+            continue
+        checked = data.series(step, validation) if validation else None
+        panels.append(Panel(title, _curves(line, checked, unit, "optimizer step", None)))
+    return panels
+
+
+def _curves(
+    training: pd.Series | None, heldout: pd.Series | None, unit: str, x: str, kept: int | None
+) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        if training is not None:
+            thin = _thinned(training)
+            noisy = len(thin) > 30
+            axes.plot(
+                thin.index, thin, color=ACCENT, lw=0.8 if noisy else 1.4, alpha=0.45 if noisy else 1
+            )
+            if noisy:
+                smooth = thin.rolling(max(3, len(thin) // 20), center=True, min_periods=1).mean()
+                axes.plot(smooth.index, smooth, color=ACCENT)
+        if heldout is not None:
+            axes.plot(heldout.index, heldout, color=INK, lw=0.9, ls=(0, (4, 2)), marker="o", ms=2.6)
+        if kept is not None:
+            axes.axvline(kept, color=MUTED, lw=0.8, ls=(0, (1, 2)))
+            if heldout is not None and kept in heldout.index:
+                axes.plot(
+                    [kept], [heldout.loc[kept]], "o", ms=6, mfc=PAPER, mec=INK, mew=1.3, zorder=5
+                )
+        known = training if training is not None else heldout
+        if known is not None and known.min() == known.max() > 0:
+            axes.set_ylim(0, 2 * float(known.max()))  # a constant, not the noise of its last digit
+        axes.set_xlabel(x)
+        axes.set_ylabel(unit)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+    return draw
+
+
+def _thinned(series: pd.Series, most: int = 400) -> pd.Series:
+    """Means of equal runs of points, when there are more than the eye can tell apart."""
+    if len(series) <= most:
+        return series
+    group = np.arange(len(series)) * most // len(series)
+    index = pd.Series(series.index).groupby(group).mean()
+    return pd.Series(series.groupby(group).mean().to_numpy(), index=index.to_numpy())
+
+
+def frontier_panel(data: RunData) -> Panel | None:
+    """Score against √KL: what the policy paid in distance for its score, beside best-of-n."""
+    score, kl = data.series("ppo", "heldout/score"), data.series("ppo", "heldout/kl")
+    if score is None or kl is None:
+        return None
+    points = pd.DataFrame({"score": score, "kl": kl}).dropna()
+    rivals = _best_of_n(data)
+    kept = kept_update(data)
+
+    def draw(axes: Axes) -> None:
+        x = np.sqrt(points["kl"].clip(lower=0))
+        axes.plot(x, points["score"], color=ACCENT, marker="o", ms=3, lw=1.2)
+        for update in {points.index[0], points.index[-1]}:
+            axes.annotate(
+                f"update {update}",
+                (x.loc[update], points["score"].loc[update]),
+                xytext=(6, -9),
+                textcoords="offset points",
+                color=MUTED,
+                fontsize=7,
+            )
+        if kept is not None and kept in points.index:
+            axes.plot(
+                [x.loc[kept]], [points["score"].loc[kept]], "o", ms=7, mfc=PAPER, mec=INK, mew=1.4
+            )
+        for n, rival_score in rivals:
+            axes.plot([math.sqrt(best_of_n_kl(n))], [rival_score], "D", ms=6, color=INK)
+            axes.annotate(
+                f"best of {n}",
+                (math.sqrt(best_of_n_kl(n)), rival_score),
+                xytext=(8, 4),
+                textcoords="offset points",
+                fontsize=7.5,
+            )
+        axes.set_xlabel("√KL to SFT (√nats per sequence)")
+        axes.set_ylabel("score, held-out prompts")
+        axes.margins(x=0.1, y=0.14)
+
+    return Panel("Score against distance from SFT", draw, wide=True, height=2.7)
+
+
+def _best_of_n(data: RunData) -> list[tuple[int, float]]:
+    points = []
+    for model in data.models:
+        estimate = data.estimate(model, "score")
+        if model.startswith("best_of_") and estimate and int(model.removeprefix("best_of_")) > 1:
+            points.append((int(model.removeprefix("best_of_")), estimate.value))
+    return points
+
+
+def forest_panel(data: RunData) -> Panel | None:
+    """Win rates against SFT with their intervals, by the reward model and by the task metric."""
+    rows = [
+        (model, data.estimate(model, "win_rate"), data.estimate(model, "task_win_rate"))
+        for model in data.models
+        if model != "sft"
+    ]
+    rows = [row for row in rows if row[1] or row[2]]
+    if not rows:
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0.5, color=SOFT, lw=1)
+        for place, (model, *estimates) in enumerate(reversed(rows)):
+            colour = ACCENT if model == "ppo" else INK
+            for estimate, shift, marker in zip(estimates, (0.14, -0.14), ("o", "s"), strict=True):
+                if estimate is None:
+                    continue
+                y = place + (shift if all(estimates) else 0)
+                if estimate.low is not None and estimate.high is not None:
+                    axes.plot([estimate.low, estimate.high], [y, y], color=colour, lw=1.5)
+                fill = colour if marker == "o" else PAPER
+                axes.plot([estimate.value], [y], marker, ms=5, mfc=fill, mec=colour, mew=1.3)
+        axes.set_yticks(range(len(rows)), [model_name(row[0]) for row in reversed(rows)])
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=7.5)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlabel("share of prompts won against SFT (ties count half)")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.spines["left"].set_visible(False)
+
+    return Panel("Win rates against SFT", draw, wide=True, height=0.8 + 0.36 * len(rows))
+
+
+def _heldout_pairs(data: RunData) -> pd.DataFrame | None:
+    frame = data.table("reward", "pair_scores")
+    if frame is None:
+        return None
+    heldout = frame[frame["split"] == "reward_heldout"]
+    return heldout if len(heldout) else None
+
+
+def reward_panels(data: RunData) -> list[Panel]:
+    """Accuracy beside its baselines, calibration, score against length."""
+    panels = [_accuracy_panel(data)]
+    pairs = _heldout_pairs(data)
+    if pairs is not None:
+        ece = reward_estimate(data, "ece")
+        title = "Calibration" if ece is None else f"Calibration (ECE {ece.value:.3f})"
+        panels += [_calibration_panel(pairs, title), _length_panel(pairs, data.config.seed)]
+    return [panel for panel in panels if panel is not None]
+
+
+def _accuracy_panel(data: RunData) -> Panel | None:
+    agreed = agreement_of_all(data)
+    bars = [
+        ("reward model", reward_estimate(data, "accuracy")),
+        ("annotators agree", None if agreed is None else Estimate(agreed, None, None, 0)),
+        ("length alone", reward_estimate(data, "length_baseline_accuracy")),
+        ("chance", reward_estimate(data, "chance")),
+    ]
+    found = [(label, estimate) for label, estimate in bars if estimate is not None]
+    if not found:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for place, (label, estimate) in enumerate(reversed(found)):
+            colour = ACCENT if label == "reward model" else SOFT
+            axes.barh(place, estimate.value, height=0.52, color=colour)
+            end = estimate.value
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot([estimate.low, estimate.high], [place, place], color=INK, lw=1.2)
+                end = max(end, estimate.high)
+            axes.text(end + 0.02, place, f"{100 * estimate.value:.1f} %", va="center", fontsize=7.5)
+        axes.set_yticks(range(len(found)), [label for label, _ in reversed(found)])
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=7.5)
+        axes.set_xlim(0, 1.12)
+        axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+
+    return Panel("Right on held-out pairs", draw)
+
+
+def _calibration_panel(pairs: pd.DataFrame, title: str) -> Panel:
+    measured = reliability(pairs)
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0.5, 1], [0.5, 1], color=SOFT, lw=1, ls=(0, (3, 2)))
+        axes.plot(measured.confidence, measured.accuracy, color=ACCENT, lw=1)
+        sizes = 12 + 70 * measured.num_pairs / measured.num_pairs.max()
+        axes.scatter(measured.confidence, measured.accuracy, s=sizes, color=ACCENT, zorder=3)
+        axes.set_xlim(0.48, 1.02)
+        axes.set_xlabel("stated: sigmoid(chosen − rejected)")
+        axes.set_ylabel("share right")
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+
+    return Panel(title, draw)
+
+
+def _length_panel(pairs: pd.DataFrame, seed: int) -> Panel:
+    tokens = np.concatenate([pairs["chosen_tokens"], pairs["rejected_tokens"]]).astype(float)
+    scores = np.concatenate([pairs["chosen_score"], pairs["rejected_score"]]).astype(float)
+    shown = _chosen_points(len(tokens), seed)
+
+    def draw(axes: Axes) -> None:
+        axes.scatter(tokens[shown], scores[shown], s=5, color=ACCENT, alpha=0.35, lw=0)
+        if np.ptp(tokens) > 0:
+            slope, start = np.polyfit(tokens, scores, 1)
+            ends = np.array([tokens.min(), tokens.max()])
+            axes.plot(ends, start + slope * ends, color=INK, lw=1.1)
+        axes.set_xlabel("response tokens")
+        axes.set_ylabel("score")
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+
+    return Panel("Score against length", draw)
+
+
+def _chosen_points(count: int, seed: int) -> np.ndarray:
+    if count <= MAX_POINTS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, MAX_POINTS, replace=False))
+
+
+def rating_panels(data: RunData) -> list[Panel]:
+    """Distribution of the ratings and of their standard errors."""
+    frame = data.table("rate", "ratings")
+    if frame is None:
+        return []
+    names = [("Ratings", "elo", "Elo points around the prompt's mean")]
+    names.append(("Uncertainty of the ratings", "elo_stderr", "standard error, Elo points"))
+    return [
+        Panel(title, _histogram(frame[column].dropna().to_numpy(float), label))
+        for title, column, label in names
+        if frame[column].notna().any()
+    ]
+
+
+def _histogram(values: np.ndarray, label: str) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        axes.hist(
+            values,
+            bins=min(40, max(8, len(values) // 12)),
+            color=ACCENT,
+            alpha=0.8,
+            ec=PAPER,
+            lw=0.4,
+        )
+        axes.axvline(float(np.median(values)), color=INK, lw=1, ls=(0, (4, 2)))
+        axes.set_xlabel(label)
+        axes.set_ylabel("texts")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+    return draw
+
+
+def headline_panels(data: RunData) -> list[Panel]:
+    """The few that stand for the run in Prefect."""
+    wanted: Sequence[Panel | None] = [
+        forest_panel(data),
+        *ppo_panels(data)[:4],
+        frontier_panel(data),
+        *reward_panels(data)[:2],
+    ]
+    return [panel for panel in wanted if panel is not None][:6]

@@ -1,0 +1,104 @@
+"""Which texts the report shows side by side: a fair random choice, and PPO's worst losses."""
+
+import hashlib
+from typing import NamedTuple
+
+import pandas as pd
+
+from tasks.reporting.gather import RunData
+from tasks.reporting.numbers import model_name
+
+
+class Text(NamedTuple):
+    """A response of one model."""
+
+    model: str
+    name: str
+    response: str
+    score: float | None
+    task_metric: float | None
+    words: int
+    best: bool
+
+
+class Comparison(NamedTuple):
+    """The responses of several models to one prompt."""
+
+    prompt: str
+    texts: list[Text]
+    difference: float | None
+    """Score of PPO minus that of SFT."""
+
+
+class Samples(NamedTuple):
+    """The texts that the report shows."""
+
+    random: list[Comparison]
+    worst: list[Comparison]
+    num_prompts: int
+
+
+def choose_samples(data: RunData) -> Samples | None:
+    """A choice that nobody could have polished: by a hash of prompt and seed, not by score."""
+    frame = data.table("evaluate", "evaluation_samples")
+    if frame is None:
+        return None
+    present = list(dict.fromkeys(frame["model"]))
+    models = [name for name in ("sft", "ppo") if name in present]
+    models += [name for name in present if name.startswith("best_of_")][:1]
+    rows = frame[frame["model"].isin(models)]
+    first = rows.sort_values("sample_index", kind="stable").drop_duplicates(["model", "prompt_id"])
+    by_prompt = {str(name): group for name, group in first.groupby("prompt_id", sort=True)}
+    complete = [name for name, group in by_prompt.items() if len(group) == len(models)]
+    count = data.config.report.samples
+    chosen = sorted(complete, key=lambda name: _draw(name, data.config.seed))[:count]
+    worst = _worst(by_prompt, complete, max(2, count // 3))
+    return Samples(
+        [_compare(by_prompt[name], models) for name in chosen],
+        [_compare(by_prompt[name], models) for name in worst],
+        len(complete),
+    )
+
+
+def _draw(prompt_id: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}\x1f{prompt_id}".encode()).hexdigest()
+
+
+def _worst(by_prompt: dict[str, pd.DataFrame], complete: list[str], count: int) -> list[str]:
+    losses = {}
+    for name in complete:
+        difference = _difference(by_prompt[name])
+        if difference is not None and difference < 0:
+            losses[name] = difference
+    return sorted(losses, key=lambda name: (losses[name], name))[:count]
+
+
+def _difference(group: pd.DataFrame) -> float | None:
+    scores = dict(zip(group["model"], group["score"], strict=True))
+    policy, sft = scores.get("ppo"), scores.get("sft")
+    if policy is None or sft is None or pd.isna(policy) or pd.isna(sft):
+        return None
+    return float(policy) - float(sft)
+
+
+def _compare(group: pd.DataFrame, models: list[str]) -> Comparison:
+    highest = group["score"].max()
+    texts = []
+    for model in models:
+        row = group[group["model"] == model].iloc[0]
+        score, task = (
+            None if pd.isna(row[name]) else float(row[name]) for name in ("score", "task_metric")
+        )
+        response = str(row["response"])
+        texts.append(
+            Text(
+                model,
+                model_name(model),
+                response,
+                score,
+                task,
+                len(response.split()),
+                score is not None and score == highest,
+            )
+        )
+    return Comparison(str(group.iloc[0]["prompt"]), texts, _difference(group))

@@ -1,0 +1,219 @@
+"""The report's tables as plain rows of text, used by the page, the model card and Prefect alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pandas as pd
+
+from tasks.reporting.findings import careless_annotators
+from tasks.reporting.gather import RunData
+from tasks.reporting.numbers import MISSING, Estimate, model_name, number, percent
+
+SHARES = {
+    "win_rate",
+    "task_win_rate",
+    "task_win_rate_vs_best_sft",
+    "task_win_rate_vs_demonstrations",
+    "length_controlled_win_rate",
+    "eos_share",
+}
+METRIC_NAMES = {
+    "score": "Score",
+    "win_rate": "Wins vs SFT",
+    "length_controlled_win_rate": "Wins vs SFT, length held equal",
+    "task_metric": "Task metric",
+    "task_win_rate": "Wins vs SFT by task metric",
+    "task_win_rate_vs_best_sft": "Wins vs best SFT by task metric",
+    "task_win_rate_vs_demonstrations": "Wins vs demonstrations by task metric",
+    "kl": "KL to SFT, nats",
+    "length": "Length, tokens",
+    "distinct_2": "distinct-2",
+    "eos_share": "Ended with EOS",
+    "perplexity": "Perplexity",
+}
+QUALITY = ("score", "win_rate", "task_metric", "task_win_rate")
+FURTHER = (
+    "length_controlled_win_rate",
+    "task_win_rate_vs_best_sft",
+    "task_win_rate_vs_demonstrations",
+)
+"""Comparisons that are made for few models: a row each, not a column that is mostly empty."""
+
+AGREEMENT_NAMES = {
+    "pair_agreement": "Pairs agreed",
+    "kendall_tau_b": "Kendall τ-b",
+    "krippendorff_alpha": "Krippendorff α",
+    "tie_share": "Ties",
+    "num_rankings": "Rankings",
+}
+SPLITS = ("sft", "reward", "reward_heldout", "ppo", "ppo_heldout", "evaluation")
+
+
+class Cell(NamedTuple):
+    """Text, a smaller line under it, and a share from 0 to 1 that is drawn as a bar."""
+
+    text: str
+    detail: str = ""
+    bar: float | None = None
+
+
+@dataclass
+class Sheet:
+    """A table: the first column is text, the others are numbers unless they are named as text."""
+
+    columns: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    marked: set[int] = field(default_factory=set)
+    text_columns: set[int] = field(default_factory=lambda: {0})
+
+    def records(self) -> list[dict[str, str]]:
+        """Rows as dictionaries of plain text."""
+        return [
+            {
+                name: f"{cell.text} ({cell.detail})" if cell.detail else cell.text
+                for name, cell in zip(self.columns, row, strict=True)
+            }
+            for row in self.rows
+        ]
+
+
+def evaluation_sheet(data: RunData, metrics: Sequence[str] | None = None) -> Sheet | None:
+    """Models by metrics, with intervals; None when nothing has been evaluated."""
+    frame = data.table("evaluate", "evaluation")
+    if frame is None:
+        return None
+    known = [*METRIC_NAMES, *sorted(set(frame["metric"]) - set(METRIC_NAMES))]
+    present = set(frame.loc[frame["value"].notna(), "metric"])
+    wanted = [name for name in known if name in present and (metrics is None or name in metrics)]
+    if not wanted:
+        return None
+    sheet = Sheet(["Model", *(METRIC_NAMES.get(name, name) for name in wanted)])
+    for place, model in enumerate(data.models):
+        cells = [estimate_cell(data.estimate(model, name), name) for name in wanted]
+        sheet.rows.append([Cell(model_name(model)), *cells])
+        if model == "ppo":
+            sheet.marked.add(place)
+    return sheet
+
+
+def form_metrics(data: RunData) -> list[str]:
+    """Metrics that say how the texts are, not how good they are."""
+    frame = data.table("evaluate", "evaluation")
+    known = {*QUALITY, *FURTHER}
+    return [] if frame is None else [name for name in set(frame["metric"]) if name not in known]
+
+
+def estimate_cell(estimate: Estimate | None, metric: str) -> Cell:
+    """A value with its interval below it."""
+    if estimate is None:
+        return Cell(MISSING)
+    share = metric in SHARES
+    text = percent(estimate.value) if share else number(estimate.value)
+    if estimate.low is None or estimate.high is None:
+        return Cell(text)
+    if share:
+        return Cell(text, f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}")
+    return Cell(text, f"{number(estimate.low)} to {number(estimate.high)}")
+
+
+def further_sheet(data: RunData) -> Sheet | None:
+    """Win rates against other rivals, or under other conditions: a row per comparison."""
+    rows = [
+        (METRIC_NAMES[metric], model, data.estimate(model, metric))
+        for metric in FURTHER
+        for model in data.models
+    ]
+    sheet = Sheet(["Comparison", "Model", "Wins", "Prompts"], text_columns={0, 1})
+    for name, model, estimate in rows:
+        if estimate is not None:
+            wins = estimate_cell(estimate, FURTHER[0])
+            sheet.rows.append([Cell(name), Cell(model_name(model)), wins, Cell(number(estimate.n))])
+    return sheet if sheet.rows else None
+
+
+def agreement_sheet(data: RunData) -> Sheet | None:
+    """Annotators by measures of agreement; careless ones are marked."""
+    frame = data.table("rate", "agreement")
+    if frame is None:
+        return None
+    known = frame.dropna(subset=["value"])
+    keys = zip(known["annotator"].astype(str), known["metric"].astype(str), strict=True)
+    values = dict(zip(keys, known["value"].astype(float), strict=True))
+    metrics = [name for name in AGREEMENT_NAMES if any(key[1] == name for key in values)]
+    annotators = sorted({key[0] for key in values}, key=lambda name: (name == "all", name))
+    careless = careless_annotators(data)
+    sheet = Sheet(["Annotator", *(AGREEMENT_NAMES[name] for name in metrics)])
+    for place, annotator in enumerate(annotators):
+        name = "All together" if annotator == "all" else annotator
+        cells = [Cell(name, "far below the others" if annotator in careless else "")]
+        for metric in metrics:
+            value = values.get((annotator, metric))
+            if value is None:
+                cells.append(Cell(MISSING))
+            elif metric in ("pair_agreement", "tie_share"):
+                cells.append(
+                    Cell(percent(value), bar=value if metric == "pair_agreement" else None)
+                )
+            else:
+                cells.append(Cell(number(round(value) if metric == "num_rankings" else value)))
+        sheet.rows.append(cells)
+        if annotator in careless:
+            sheet.marked.add(place)
+    return sheet
+
+
+def splits_sheet(data: RunData) -> Sheet | None:
+    """Rows per split for the tables that have splits."""
+    sources = {
+        "Prompts": data.table("ingest", "prompts"),
+        "Demonstrations": data.table("ingest", "demonstrations"),
+        "Preference pairs": data.table("rate", "preference_pairs"),
+    }
+    counts = {
+        name: frame["split"].value_counts().to_dict()
+        for name, frame in sources.items()
+        if frame is not None
+    }
+    if not counts:
+        return None
+    found = {str(split) for count in counts.values() for split in count}
+    splits = [name for name in SPLITS if name in found] + sorted(found - set(SPLITS))
+    sheet = Sheet(["Split", *counts])
+    for split in splits:
+        cells = [
+            Cell(number(count[split]) if split in count else MISSING) for count in counts.values()
+        ]
+        sheet.rows.append([Cell(split), *cells])
+    totals = [Cell(number(sum(count.values()))) for count in counts.values()]
+    sheet.rows.append([Cell("Total"), *totals])
+    return sheet
+
+
+def tables_sheet(data: RunData) -> Sheet:
+    """Every table that the run published, with its rows."""
+    sheet = Sheet(["Step", "Table", "Rows", "Content digest"], text_columns={0, 1, 3})
+    for step, result in data.results.items():
+        for name, artifact in result.tables.items():
+            if name != "metrics":
+                row = [step, name, number(artifact.num_rows), artifact.digest[:16]]
+                sheet.rows.append([Cell(text) for text in row])
+    return sheet
+
+
+def rejected_sheet(data: RunData) -> Sheet | None:
+    """Rows that were left out, by source and reason."""
+    frames = [data.table(step, "rejected") for step in ("ingest", "feedback")]
+    found = [frame for frame in frames if frame is not None]
+    if not found:
+        return None
+    frame = pd.concat(found)
+    sheet = Sheet(["Source", "Reason", "Rows", "First line"], text_columns={0, 1})
+    groups = frame.groupby(["source", "reason"], sort=True)["line"].agg(["size", "min"])
+    groups = groups.reset_index().sort_values("size", ascending=False, kind="stable").head(40)
+    for row in groups.to_dict("records"):
+        counts = [number(int(row["size"])), number(int(row["min"]))]
+        sheet.rows.append(
+            [Cell(text) for text in (str(row["source"]), str(row["reason"]), *counts)]
+        )
+    return sheet

@@ -1,0 +1,291 @@
+"""The reward model: trained on rated texts, normalised on samples, judged on held-out pairs."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import InputError
+from rlhf_core.records import ModelArtifact, StepResult, TableArtifact
+from tasks.lm_common import fitting, set_up_machine
+from tasks.step import StepRun, step
+from tasks.tables import digest_id
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rlhf_core.train_reward import RatedPrompt
+
+SPLITS = ("reward", "reward_heldout")
+METRIC_VERSION = 1
+"""Version of how the numbers in `evaluation` are computed."""
+
+
+@step(version=1, sections=("reward", "seed", "precision", "ingest.max_rejected_share"))
+def reward(
+    run: StepRun,
+    *,
+    model: ModelArtifact,
+    prompts: TableArtifact,
+    candidates: TableArtifact,
+    ratings: TableArtifact,
+    preference_pairs: TableArtifact,
+    sampled: TableArtifact,
+) -> None:
+    """Train on the split `reward`, normalise on `sampled`, measure on both splits."""
+    from rlhf_core.models import RewardModel, context_tokens, load_causal_lm
+    from rlhf_core.train_reward import normalise, train_reward
+
+    config, settings = run.config, run.config.reward
+    lm, tokenizer = load_causal_lm(run.model_dir(model))
+    limit = context_tokens(lm)
+    try:
+        reward_model = RewardModel.from_causal_lm(run.model_dir(model), score_at=settings.score_at)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    machine = set_up_machine(run, reward_model)
+    _seed_head(reward_model, config.seed)
+    pairs = run.read(preference_pairs)
+    rated = rated_prompts(
+        run, tokenizer, run.read(prompts), run.read(candidates), run.read(ratings), pairs, limit
+    )
+    if not rated["reward"]:
+        raise InputError("reward: no rated prompt is in the split reward; see the splits of the rankings' source")
+    steps = -(-len(rated["reward"]) // settings.batch_size) * settings.epochs
+    with run.progress("training the reward model", steps, "steps") as progress:
+        metrics = train_reward(
+            reward_model,
+            rated["reward"],
+            settings=settings,
+            pad_id=tokenizer.pad_token_id,
+            seed=config.seed,
+            work_dir=run.work_dir,
+            precision=machine.precision,
+            log_every=config.runtime.log_every,
+            progress=progress,
+        )
+    reward_model.eval()
+    scores = _score_samples(run, reward_model, tokenizer, run.read(prompts), run.read(sampled), machine)
+    try:
+        normalise(reward_model, scores)
+    except ValueError as error:
+        raise InputError(f"reward: {error}; train longer, or look at the rankings") from None
+    frame = _scored_pairs(reward_model, rated, pairs, tokenizer, machine)
+    run.write("pair_scores", frame)
+    rows = _judge(frame, settings.bootstrap_samples, config.seed)
+    run.write("evaluation", rows)
+    for row in rows.itertuples():
+        if row.split == "reward_heldout":
+            run.fact(row.metric, row.value)
+            if row.ci_low is not None and not np.isnan(row.ci_low):
+                run.fact(f"{row.metric}_low", row.ci_low)
+                run.fact(f"{row.metric}_high", row.ci_high)
+    run.fact("gain", reward_model.gain)
+    run.fact("bias", reward_model.bias)
+    reward_model.save(tokenizer, run.model_out("reward_model"))
+    run.save_metrics(metrics)
+
+
+def _seed_head(reward_model: Any, seed: int) -> None:
+    """The head's random weights must not depend on what was drawn before."""
+    from rlhf_core.runtime import seed_everything
+
+    seed_everything(seed)
+    reward_model.reset_head()
+
+
+def rated_prompts(
+    run: StepRun,
+    tokenizer: Any,
+    prompts: "pd.DataFrame",
+    candidates: "pd.DataFrame",
+    ratings: "pd.DataFrame",
+    pairs: "pd.DataFrame",
+    limit: int,
+) -> "dict[str, list[RatedPrompt]]":
+    """Split -> prompts with their rated texts as tokens; pairs in the order of the table."""
+    from rlhf_core.tokens import encode_prompts, encode_responses
+    from rlhf_core.train_reward import RatedPrompt
+
+    rated = ratings.merge(candidates.drop(columns="prompt_id"), on="candidate_id")
+    rated = rated.merge(prompts[["prompt_id", "prompt", "split"]], on="prompt_id")
+    rated = rated[rated["split"].isin(SPLITS)].sort_values(["prompt_id", "candidate_id"], ignore_index=True)
+    response_ids = encode_responses(tokenizer, list(rated["response"]))
+    for row, (ids, reason) in enumerate(zip(rated["response_ids"], rated["finish_reason"], strict=True)):
+        if ids is not None:  # the very tokens that were sampled
+            response_ids[row] = [int(token) for token in ids]
+        elif reason == "length":
+            response_ids[row] = response_ids[row][:-1]
+    prompt_ids = encode_prompts(tokenizer, list(rated["prompt"]))
+    lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+    kept = set(
+        fitting(run, "rated texts", lengths, limit=limit, max_share=run.config.ingest.max_rejected_share)
+    )
+    by_prompt = {str(key): rows for key, rows in pairs.groupby("prompt_id", sort=False)}
+    result: dict[str, list[RatedPrompt]] = {split: [] for split in SPLITS}
+    for prompt_id, group in rated.groupby("prompt_id", sort=True):
+        rows = [row for row in group.index if row in kept]
+        if len(rows) < 2:
+            continue
+        index = {rated["candidate_id"][row]: i for i, row in enumerate(rows)}
+        chosen = by_prompt.get(str(prompt_id))
+        compared = [] if chosen is None else [
+            (index[p.chosen_id], index[p.rejected_id], float(p.weight), float(p.elo_margin))
+            for p in chosen.itertuples()
+            if p.chosen_id in index and p.rejected_id in index
+        ]
+        result[group["split"].iloc[0]].append(
+            RatedPrompt(
+                prompt_ids=prompt_ids[rows[0]],
+                response_ids=[response_ids[row] for row in rows],
+                targets=[float(rated["target"][row]) for row in rows],
+                elo=[float(rated["elo"][row]) for row in rows],
+                pairs=compared,
+            )
+        )
+    return result
+
+
+def _score_samples(
+    run: StepRun,
+    reward_model: Any,
+    tokenizer: Any,
+    prompts: "pd.DataFrame",
+    sampled: "pd.DataFrame",
+    machine: Any,
+) -> Any:
+    from rlhf_core.scoring import reward_scores
+    from rlhf_core.tokens import encode_prompts
+
+    frame = sampled.merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
+    frame = frame.sort_values("candidate_id", ignore_index=True)
+    frame = frame.iloc[: run.config.reward.normalisation_texts]
+    run.fact("normalisation_texts", len(frame))
+    return reward_scores(
+        reward_model,
+        encode_prompts(tokenizer, list(frame["prompt"])),
+        [[int(token) for token in ids] for ids in frame["response_ids"]],
+        pad_id=tokenizer.pad_token_id,
+        precision=machine.precision,
+    )
+
+
+def _scored_pairs(
+    reward_model: Any,
+    rated: "dict[str, list[RatedPrompt]]",
+    pairs: "pd.DataFrame",
+    tokenizer: Any,
+    machine: Any,
+) -> "pd.DataFrame":
+    import pandas as pd
+
+    from rlhf_core.train_reward import pair_scores
+
+    frames = []
+    for split in SPLITS:
+        prompts = rated[split]
+        if not any(prompt.pairs for prompt in prompts):
+            continue
+        chosen, rejected = pair_scores(
+            reward_model, prompts, pad_id=tokenizer.pad_token_id, precision=machine.precision
+        )
+        rows = [(number, prompt, *pair) for number, prompt in enumerate(prompts) for pair in prompt.pairs]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "pair_id": [digest_id(split, str(n), str(a), str(b)) for n, _, a, b, _, _ in rows],
+                    "prompt_id": [digest_id(split, str(n)) for n, *_ in rows],
+                    "split": split,
+                    "weight": [weight for *_, weight, _ in rows],
+                    "chosen_score": chosen.double().numpy(),
+                    "rejected_score": rejected.double().numpy(),
+                    "chosen_tokens": [len(p.response_ids[a]) for _, p, a, _, _, _ in rows],
+                    "rejected_tokens": [len(p.response_ids[b]) for _, p, _, b, _, _ in rows],
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _judge(frame: "pd.DataFrame", bootstrap_samples: int, seed: int) -> "pd.DataFrame":
+    """Accuracy beside chance, the length-only baseline, correlation with length, calibration."""
+    import pandas as pd
+
+    from rlhf_core.metrics import (
+        bootstrap_interval,
+        expected_calibration_error,
+        win_outcomes,
+    )
+
+    rows: list[dict[str, Any]] = []
+    for split in SPLITS:
+        pairs = frame[frame["split"] == split]
+        if pairs.empty:
+            continue
+        groups = pairs["prompt_id"].to_numpy()
+        right = win_outcomes(pairs["chosen_score"], pairs["rejected_score"])
+        longer = win_outcomes(pairs["chosen_tokens"], pairs["rejected_tokens"])
+        difference = (pairs["chosen_score"] - pairs["rejected_score"]).to_numpy()
+        tokens = (pairs["chosen_tokens"] - pairs["rejected_tokens"]).to_numpy()
+        # Each pair both ways round, else every outcome would be 1 and nothing could be calibrated.
+        probabilities = 1 / (1 + np.exp(-np.concatenate([difference, -difference])))
+        outcomes = np.concatenate([np.ones(len(pairs)), np.zeros(len(pairs))])
+        values = {
+            "accuracy": (float(right.mean()), bootstrap_interval(right, groups=groups, num_samples=bootstrap_samples, seed=seed)),
+            # Whichever of "the longer wins" and "the shorter wins" does better.
+            "length_baseline_accuracy": (float(max(longer.mean(), 1 - longer.mean())), (None, None)),
+            "chance": (0.5, (None, None)),
+            "length_correlation": (_correlation(difference, tokens), (None, None)),
+            "ece": (expected_calibration_error(probabilities, outcomes), (None, None)),
+        }
+        for metric, (value, (low, high)) in values.items():
+            rows.append(
+                {
+                    "model": "reward_model",
+                    "metric": metric,
+                    "split": split,
+                    "value": value,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "n": len(pairs),
+                    "metric_version": METRIC_VERSION,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _correlation(a: "np.ndarray[Any, Any]", b: "np.ndarray[Any, Any]") -> float:
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+        return 0.0
+    # Through the origin: a pair has no natural order, so the mean difference is no centre.
+    return float((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()))
+
+
+class GateVerdict(NamedTuple):
+    """Whether PPO may start on a reward model, and why."""
+
+    passed: bool
+    reason: str
+
+
+def check_gate(config: PipelineConfig, reward_result: StepResult) -> GateVerdict:
+    """Judge the held-out accuracy by `ppo.gate`."""
+    gate, facts = config.ppo.gate, reward_result.facts
+    accuracy, low = facts.get("accuracy"), facts.get("accuracy_low")
+    if accuracy is None or low is None:
+        return GateVerdict(False, "no pairs of at least two held-out prompts, so the reward model cannot be judged; give the split reward_heldout a share")
+    length = facts["length_baseline_accuracy"]
+    assert isinstance(accuracy, float)
+    assert isinstance(low, float)
+    assert isinstance(length, float)
+    faults = []
+    if low <= gate.min_accuracy:
+        faults.append(
+            f"the lower end of the 95 % interval of its held-out accuracy, {low:.3f} (accuracy {accuracy:.3f}), "
+            f"is not above {gate.min_accuracy:g}"
+        )
+    if gate.beat_length_baseline and accuracy <= length:
+        faults.append(f"its held-out accuracy {accuracy:.3f} is not above {length:.3f}, that of the text's length alone")
+    if faults:
+        return GateVerdict(False, "the reward model is not good enough: " + "; and ".join(faults))
+    return GateVerdict(True, f"held-out accuracy {accuracy:.3f}, lower end {low:.3f}, length alone {length:.3f}")

@@ -1,0 +1,56 @@
+"""Supervised fine-tuning on demonstrations: loss on the response only, EOS learnt."""
+
+from rlhf_core.records import ModelArtifact, TableArtifact
+from tasks.lm_common import fitting, set_up_machine
+from tasks.step import StepRun, step
+
+
+@step(version=1, sections=("sft", "seed", "precision", "ingest.max_rejected_share"))
+def sft(
+    run: StepRun, *, base: ModelArtifact, demonstrations: TableArtifact, prompts: TableArtifact
+) -> None:
+    """Fine-tune the base model on the demonstrations of the split `sft`."""
+    from rlhf_core.errors import InputError
+    from rlhf_core.models import context_tokens, load_causal_lm, save_causal_lm
+    from rlhf_core.tokens import encode_prompts, encode_responses
+    from rlhf_core.train_lm import mean_loss, train_lm
+
+    config = run.config
+    frame = run.read(demonstrations)
+    frame = frame[frame["split"] == "sft"]
+    if frame.empty:
+        raise InputError("sft: no demonstration is in the split sft; see ingest.split_shares and the sources' splits")
+    frame = frame.merge(run.read(prompts)[["prompt_id", "prompt"]], on="prompt_id")
+    model, tokenizer = load_causal_lm(run.model_dir(base))
+    machine = set_up_machine(run, model)
+    prompt_ids = encode_prompts(tokenizer, list(frame["prompt"]))
+    response_ids = encode_responses(tokenizer, list(frame["response"]))
+    lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+    limit, max_share = context_tokens(model), config.ingest.max_rejected_share
+    kept = fitting(run, "demonstrations", lengths, limit=limit, max_share=max_share)
+    # Whole prompts are held out: another demonstration of a prompt would give its answer away.
+    ids = sorted(set(frame["prompt_id"].iloc[kept]))
+    num_held_out = min(int(len(ids) * config.sft.validation_share), len(ids) - 1)
+    held_out = set(ids[:num_held_out])  # ids are hashes: their order is random
+    examples = [(prompt_ids[i], response_ids[i]) for i in kept if frame["prompt_id"].iloc[i] not in held_out]
+    validation = [(prompt_ids[i], response_ids[i]) for i in kept if frame["prompt_id"].iloc[i] in held_out]
+    steps = -(-len(examples) // config.sft.batch_size) * config.sft.epochs
+    with run.progress("fine-tuning on demonstrations", steps, "steps") as progress:
+        metrics = train_lm(
+            model,
+            examples,
+            settings=config.sft,
+            pad_id=tokenizer.pad_token_id,
+            seed=config.seed,
+            work_dir=run.work_dir,
+            precision=machine.precision,
+            log_every=config.runtime.log_every,
+            validation=validation,
+            progress=progress,
+        )
+    run.fact("demonstrations", len(examples))
+    if validation:
+        loss = mean_loss(model, validation, pad_id=tokenizer.pad_token_id, precision=machine.precision)
+        run.fact("validation_loss", round(loss, 6))
+    save_causal_lm(model, tokenizer, run.model_out("causal_lm"))
+    run.save_metrics(metrics)

@@ -1,0 +1,364 @@
+"""A step: a function that reads artifacts and publishes one, run once per content of its inputs.
+
+`@step(...)` turns the body into a `Step`. Calling it computes the key from the contents of all that
+can change the result, and runs the body as a Prefect task unless an artifact of that key is there
+and whole. `Step.fn` does the same without Prefect; `lookup` says what would happen.
+
+Prefect is imported at the first call, not before: it costs a second that `rlhf plan` does not need.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlhf_core.config import PipelineConfig, fingerprint
+from rlhf_core.errors import InputError
+from rlhf_core.records import StepResult
+from tasks.ingredients import Artifact, Ingredients
+from tasks.step_run import StepRun, logger, restrict
+from tasks.store import ArtifactDamaged, ArtifactStore
+
+__all__ = [
+    "UNKNOWN",
+    "ArtifactDamaged",
+    "Lookup",
+    "Outcome",
+    "Step",
+    "StepRun",
+    "lookup",
+    "open_store",
+    "outcomes",
+    "skip",
+    "step",
+    "use_root",
+    "verify_all",
+]
+
+External = Callable[[PipelineConfig], dict[str, str]]
+
+
+class Outcome(NamedTuple):
+    """What became of one call of a step."""
+
+    step: str
+    key: str
+    outcome: Literal["cached", "run", "skipped"]
+    seconds: float
+
+
+outcomes: list[Outcome] = []
+"""One entry per finished call of a cached step in this process; a flow clears it when it starts."""
+
+_root: ContextVar[Path | None] = ContextVar("rlhf_root", default=None)
+_verify_all = False
+
+
+@contextmanager
+def use_root(root: str | Path) -> Iterator[None]:
+    """Look for artifacts under `root` instead of the configuration's `paths.root`."""
+    token = _root.set(Path(root).absolute())
+    try:
+        yield
+    finally:
+        _root.reset(token)
+
+
+def verify_all(on: bool = True) -> None:
+    """From now on in this process: believe a hit only after the sha256 of all its files.
+
+    `RLHF_VERIFY=1` in the environment does the same, for workers.
+    """
+    global _verify_all
+    _verify_all = on
+
+
+def _verify() -> bool:
+    return _verify_all or os.environ.get("RLHF_VERIFY", "") not in ("", "0")
+
+
+def skip(name: str) -> None:
+    """Note in `outcomes` that this run has no use for a step."""
+    outcomes.append(Outcome(name, "", "skipped", 0.0))
+
+
+def open_store(config: PipelineConfig) -> ArtifactStore:
+    """The store of this run."""
+    return ArtifactStore(_root.get() or Path(config.paths.root).expanduser(), log=_warn)
+
+
+def verify_record(record: StepResult) -> StepResult:
+    """The record, if its artifact under the current root is there, whole and the recorded one.
+
+    Raises:
+        LookupError: it is not.
+    """
+    root = _root.get()
+    if root is None:
+        raise LookupError("no step is running, so there is no root to look in")
+    store = ArtifactStore(root, log=_warn)
+    folder = store.path(record.step, record.key)
+    if not folder.exists():
+        store.report(folder, f"artifact {folder.name}: is gone; it will be built again")
+    if store.find(record.step, record.key, verify=_verify()) != record:
+        raise LookupError(
+            f"{folder.name} is not there, is damaged, or is no longer the recorded one"
+        )
+    return record
+
+
+@dataclass
+class _Call:
+    """One call of a step, on its way through Prefect."""
+
+    config: PipelineConfig
+    inputs: dict[str, Any]
+    ingredients: Ingredients | None = None
+    body_ran: bool = False
+    result: Any = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A body with its cache and its retries; call it as `step(config, name=artifact, ...)`."""
+
+    name: str
+    body: Callable[..., Any]
+    version: int
+    sections: tuple[str, ...]
+    external: External | None
+    cached: bool
+    retries: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, config: PipelineConfig, **inputs: Any) -> Any:
+        """Run as a Prefect task.
+
+        Returns:
+            The `StepResult`; what the body returns where the step is never cached.
+        """
+        return self._run(config, inputs, self._call_prefect)
+
+    def fn(self, config: PipelineConfig, **inputs: Any) -> Any:
+        """The same without Prefect: no server, no retries."""
+        return self._run(config, inputs, self._execute)
+
+    def with_options(self, **options: Any) -> "Step":
+        """A copy with options of `prefect.Task.with_options`, such as `refresh_cache=True`."""
+        merged = {**self.options, **options}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Step(**{**values, "options": merged})
+
+    def ingredients(
+        self, config: PipelineConfig, inputs: dict[str, Artifact | None]
+    ) -> Ingredients:
+        """What the key is made of.
+
+        Raises:
+            InputError: something outside the store is missing.
+        """
+        for name, item in inputs.items():
+            if item is not None and not isinstance(item, Artifact):
+                raise TypeError(f"{self.name}: input {name} must be an artifact, got {item!r:.80}")
+        return Ingredients(
+            step=self.name,
+            version=self.version,
+            config=fingerprint(config, *self.sections) if self.sections else {},
+            inputs=dict(inputs),
+            external=self.external(config) if self.external else {},
+        )
+
+    @cached_property
+    def task(self) -> Any:
+        """The Prefect task; made at the first call, since importing Prefect takes a second."""
+        from tasks.caching import make_task
+
+        def execute(name: str, root: str, call: _Call) -> Any:
+            return self._execute(call)
+
+        made = make_task(execute, self.name, cached=self.cached, retries=self.retries)
+        return made.with_options(**self.options) if self.options else made
+
+    def _run(
+        self, config: PipelineConfig, inputs: dict[str, Any], run: Callable[[_Call], Any]
+    ) -> Any:
+        store = open_store(config)
+        call = _Call(config, inputs)
+        started = time.monotonic()
+        if self.cached:
+            call.ingredients = self.ingredients(config, inputs)
+        try:
+            with use_root(store.root):
+                returned = run(call)
+        except ArtifactDamaged as damage:
+            store.set_aside(damage.step, damage.key)
+            raise
+        if call.ingredients is None:
+            return returned
+        # Prefect does not call the task at all when it knows the record.
+        result = call.result if call.result is not None else returned
+        outcome: Literal["run", "cached"] = "run" if call.body_ran else "cached"
+        seconds = time.monotonic() - started
+        outcomes.append(Outcome(self.name, call.ingredients.key, outcome, seconds))
+        return result
+
+    def _call_prefect(self, call: _Call) -> Any:
+        from prefect.utilities.annotations import quote
+
+        name = f"{self.name}-{call.ingredients.key}" if call.ingredients else self.name
+        root = hashlib.sha256(str(_root.get()).encode()).hexdigest()[:12]
+        # quote: Prefect would otherwise walk through the configuration in search of futures.
+        return self.task(name, root, quote(call))
+
+    def _execute(self, call: _Call) -> Any:
+        call.body_ran = False
+        store = open_store(call.config)
+        if call.ingredients is None:
+            return self.body(StepRun(self.name, "", call.config, store, None), **call.inputs)
+        key, refresh = call.ingredients.key, _refresh_wanted()
+        found = None if refresh else store.find(self.name, key, verify=_verify())
+        if found is None:
+            with store.lock(self.name, key):
+                found = None if refresh else store.find(self.name, key, verify=_verify())
+                if found is None:
+                    call.body_ran = True
+                    call.result = self._build(call, call.ingredients, store, replace=refresh)
+                    return call.result
+        call.result = found
+        return _as_cached(found)
+
+    def _build(
+        self, call: _Call, ingredients: Ingredients, store: ArtifactStore, *, replace: bool
+    ) -> StepResult:
+        from tasks.hardware import git_commit, hardware, package_versions
+
+        key = ingredients.key
+        out = store.begin(self.name, key)
+        config = restrict(call.config, self.name, self.sections)
+        run = StepRun(self.name, key, config, store, out)
+        began, started = datetime.now(UTC), time.monotonic()
+        try:
+            self.body(run, **call.inputs)
+            if self.external is not None and self.external(call.config) != ingredients.external:
+                raise InputError(
+                    f"a file that step {self.name} reads has changed meanwhile; run again"
+                )
+            facts = {
+                **ingredients.manifest(),
+                "packages": package_versions(),
+                "git_commit": git_commit(),
+                "started": began.isoformat(timespec="milliseconds"),
+                "duration_seconds": round(time.monotonic() - started, 3),
+                "runtime": call.config.runtime.model_dump(mode="json"),
+                "hardware": hardware(),
+                "notes": run.notes,
+            }
+            return store.publish(out, run.result(), facts, replace=replace)
+        except BaseException:
+            store.abandon(self.name, key)
+            raise
+
+
+def step(
+    *,
+    version: int,
+    sections: tuple[str, ...],
+    external: External | None = None,
+    cached: bool = True,
+    retries: int = 2,
+) -> Callable[[Callable[..., Any]], Step]:
+    """Turn `body(run: StepRun, **inputs)` into a step that has the function's name.
+
+    Args:
+        version: bumped by hand when the same inputs give another result or another table.
+        sections: the dotted parts of the configuration that the body may read; all of them are in
+            the key.
+        external: content digests of what the body reads outside the store, by name.
+        cached: False for a step that always runs and publishes no artifact.
+        retries: attempts after the first one, for faults that may pass.
+    """
+
+    def decorate(body: Callable[..., Any]) -> Step:
+        return Step(body.__name__, body, version, sections, external, cached, retries)
+
+    return decorate
+
+
+def _refresh_wanted() -> bool:
+    if "prefect" not in sys.modules:
+        return False
+    from tasks.caching import refresh_wanted
+
+    return refresh_wanted()
+
+
+def _as_cached(result: StepResult) -> Any:
+    if "prefect" not in sys.modules:
+        return result
+    from tasks.caching import as_cached
+
+    return as_cached(result)
+
+
+def _warn(message: str) -> None:
+    logger().warning(message)
+
+
+class _Unknown:
+    """An input that an earlier step would build anew."""
+
+
+UNKNOWN = _Unknown()
+
+
+class Lookup(NamedTuple):
+    """What a call of a step would find.
+
+    `key` is None while an input is unknown, `result` None when the step would run; `reason` says
+    why it would, and is empty when it would not.
+    """
+
+    key: str | None
+    result: StepResult | None
+    reason: str
+
+
+def lookup(step: Step, config: PipelineConfig, **inputs: Artifact | _Unknown | None) -> Lookup:
+    """Find out whether a step would run and why, without running anything.
+
+    Args:
+        step: the step.
+        config: the configuration.
+        inputs: as the flow would give them; `UNKNOWN` for those that an earlier step would build.
+
+    Raises:
+        InputError: something outside the store is missing.
+    """
+    if not step.cached:
+        return Lookup(None, None, "always runs")
+    store = open_store(config)
+    unknown = [name for name, item in inputs.items() if isinstance(item, _Unknown)]
+    known = {name: item for name, item in inputs.items() if not isinstance(item, _Unknown)}
+    wanted = step.ingredients(config, known)
+    if not unknown:
+        if (result := store.find(step.name, wanted.key, verify=_verify())) is not None:
+            return Lookup(wanted.key, result, "")
+        if store.path(step.name, wanted.key).exists():
+            return Lookup(wanted.key, None, "its artifact is damaged")
+    reasons = [f"input {name} would be new" for name in unknown]
+    # The most similar artifact, among equals the newest: recipes may share a root.
+    candidates = [wanted.differences(old, unknown) for old in store.manifests(step.name)]
+    if candidates:
+        closest = min(candidates[::-1], key=len)
+        reasons += closest
+    more = f", and {len(reasons) - 4} more" if len(reasons) > 4 else ""
+    reason = "; ".join(reasons[:4]) + more or "no artifact"
+    return Lookup(None if unknown else wanted.key, None, reason)

@@ -1,0 +1,299 @@
+"""The tables that flow between steps: their schemas, and the only way to write and read them.
+
+A table is a Parquet file whose schema metadata carries the table's name and version. Its digest is
+taken over the content (columns in schema order, rows in their order), not over the file's bytes, so
+that a new Parquet writer does not make every later step stale.
+"""
+
+import hashlib
+import struct
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DIGEST_ROWS = 65_536
+"""Rows that are hashed at once: bounds the memory, and takes Arrow's chunks out of the digest."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table must look like.
+
+    `key` are the columns whose values together are unique; empty where rows may repeat.
+    """
+
+    schema: pa.Schema
+    version: int
+    key: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What was written: the content's sha256 and the number of rows."""
+
+    digest: str
+    num_rows: int
+
+
+_TYPES = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "strs": pa.list_(pa.string()),
+    "floats": pa.list_(pa.float64()),
+    "ids": pa.list_(pa.int32()),
+    "logprobs": pa.list_(pa.float32()),
+}
+
+
+def _spec(key: str, columns: str, version: int = 1) -> TableSpec:
+    """Columns are written `name:type`, with `?` after the type where null is allowed."""
+    fields = []
+    for column in columns.split():
+        name, kind = column.split(":")
+        fields.append(pa.field(name, _TYPES[kind.rstrip("?")], nullable=kind.endswith("?")))
+    return TableSpec(pa.schema(fields), version, tuple(key.split()))
+
+
+TABLES: dict[str, TableSpec] = {
+    "corpus": _spec("text_id", "text_id:str text:str source:str split:str"),
+    "prompts": _spec("prompt_id", "prompt_id:str prompt:str source:str split:str"),
+    "demonstrations": _spec(
+        "prompt_id response", "prompt_id:str response:str source:str split:str"
+    ),
+    # The last four are null for texts that came from elsewhere, finish_reason may be.
+    "candidates": _spec(
+        "candidate_id",
+        "candidate_id:str prompt_id:str sample_index:int response:str finish_reason:str? "
+        "policy:str response_ids:ids? response_logprobs:logprobs? temperature:float? seed:int?",
+    ),
+    # Ranks are floats: equal texts in one ranking share their mean rank.
+    "rankings": _spec(
+        "ranking_id",
+        "ranking_id:str prompt_id:str candidate_ids:strs ranks:floats scores:floats? annotator:str "
+        "source:str shown_order:strs? seconds:float? created_at:str?",
+    ),
+    "ratings": _spec(
+        "candidate_id",
+        "candidate_id:str prompt_id:str elo:float elo_stderr:float? num_comparisons:int "
+        "target:float",
+    ),
+    "preference_pairs": _spec(
+        "pair_id",
+        "pair_id:str prompt_id:str chosen_id:str rejected_id:str weight:float elo_margin:float "
+        "split:str",
+    ),
+    "rollouts": _spec(
+        "update sample_index",
+        "update:int sample_index:int prompt:str response:str score:float kl:float "
+        "response_tokens:int",
+    ),
+    "metrics": _spec("step name", "step:int name:str value:float?"),
+    "evaluation": _spec(
+        "model metric split",
+        "model:str metric:str split:str value:float ci_low:float? ci_high:float? n:int "
+        "metric_version:int",
+    ),
+    "evaluation_samples": _spec(
+        "model prompt_id sample_index",
+        "model:str prompt_id:str sample_index:int prompt:str response:str score:float? "
+        "task_metric:float? kl:float? decoding:str",
+    ),
+    "rejected": _spec("", "source:str line:int reason:str content:str"),
+    "agreement": _spec("annotator metric", "annotator:str metric:str value:float? n:int"),
+    "pair_scores": _spec(
+        "pair_id",
+        "pair_id:str prompt_id:str split:str weight:float chosen_score:float rejected_score:float "
+        "chosen_tokens:int rejected_tokens:int",
+    ),
+}
+
+
+def digest_id(*parts: str) -> str:
+    """The id of something made of `parts`.
+
+    id = first 16 hex digits of sha256(NFC(part_1) + 0x1f + ... + NFC(part_n)), so that two
+    spellings of the same accented letter are one text.
+    """
+    joined = "\x1f".join(unicodedata.normalize("NFC", part) for part in parts)
+    # A lone surrogate has no UTF-8; readers refuse such text, but an id must never crash on it.
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def write_table(path: str | Path, name: str, frame: "pd.DataFrame | pa.Table") -> TableInfo:
+    """Validate `frame` as table `name` and write it to the Parquet file `path`.
+
+    Args:
+        path: the file; an existing one is replaced.
+        name: a key of `TABLES`.
+        frame: exactly the table's columns, in any order; NaN counts as null. An empty frame without
+            columns is an empty table.
+
+    Returns:
+        The content's digest and the number of rows.
+
+    Raises:
+        ValueError: a column is missing, unknown, of the wrong type or null, or a key repeats.
+    """
+    import pyarrow.parquet as pq
+
+    table = to_arrow(name, frame)
+    pq.write_table(table, path, compression="zstd")
+    return TableInfo(content_digest(name, table), table.num_rows)
+
+
+def read_table(
+    path: "str | Path | pa.BufferReader", name: str, columns: Sequence[str] | None = None
+) -> "pd.DataFrame":
+    """Read table `name` (or some of its columns) from a Parquet file.
+
+    Null integers come back as pandas' `Int64`, other nulls as None or NaN.
+
+    Raises:
+        ValueError: the file holds another table, another version, or other columns.
+    """
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    spec = _spec_of(name)
+    file = pq.ParquetFile(path)
+    schema, where = file.schema_arrow, path if isinstance(path, str | Path) else "the file"
+    metadata = schema.metadata or {}
+    found = metadata.get(b"table", b"?").decode(), metadata.get(b"table_version", b"?").decode()
+    if found != (name, str(spec.version)):
+        raise ValueError(
+            f"{where}: holds table {found[0]} version {found[1]}, expected {name} version "
+            f"{spec.version}"
+        )
+    if not schema.remove_metadata().equals(spec.schema):
+        raise ValueError(f"{where}: columns of {name} differ from its schema: {schema.names}")
+    unknown = set(columns or []) - set(spec.schema.names)
+    if unknown:
+        raise ValueError(f"table {name} has no column {', '.join(sorted(unknown))}")
+    table = file.read(columns=list(columns) if columns is not None else None)
+    if columns is not None:
+        table = table.select(list(columns))
+    frame: pd.DataFrame = table.to_pandas()
+    for field in table.schema:
+        if field.nullable and pa.types.is_integer(field.type):
+            frame[field.name] = table[field.name].to_pandas(
+                types_mapper={field.type: pd.Int64Dtype()}.get
+            )
+    return frame
+
+
+def to_arrow(name: str, frame: "pd.DataFrame | pa.Table") -> pa.Table:
+    """`frame` as an Arrow table of exactly the schema of table `name`; see `write_table`."""
+    spec = _spec_of(name)
+    columns = list(frame.column_names if isinstance(frame, pa.Table) else frame.columns)
+    schema = spec.schema.with_metadata({"table": name, "table_version": str(spec.version)})
+    if not columns and len(frame) == 0:
+        return schema.empty_table()
+    missing = [column for column in schema.names if column not in columns]
+    unknown = [str(column) for column in columns if column not in schema.names]
+    if missing or unknown or len(set(columns)) != len(columns):
+        raise ValueError(
+            f"table {name} must have the columns {', '.join(schema.names)}; "
+            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
+        )
+    table = pa.Table.from_arrays([_column(name, f, frame[f.name]) for f in schema], schema=schema)
+    _check_key(name, spec.key, table)
+    return table
+
+
+def content_digest(name: str, table: pa.Table) -> str:
+    """sha256 over the content of a table of exactly the schema of table `name`.
+
+    Name, version, column names and types are hashed too. A column is hashed as which values are
+    null, then the values, with 0 or nothing in the place of a null; text and lists as lengths, then
+    their content.
+    """
+    spec = _spec_of(name)
+    digest = hashlib.sha256(f"{name} {spec.version} {table.num_rows}\n".encode())
+    for field in spec.schema:
+        digest.update(f"{field.name} {field.type}\n".encode())
+        column = table[field.name]
+        for start in range(0, table.num_rows, _DIGEST_ROWS):
+            for part in _content(_one_chunk(column.slice(start, _DIGEST_ROWS))):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _spec_of(name: str) -> TableSpec:
+    if name not in TABLES:
+        raise ValueError(f"unknown table {name!r}, known: {', '.join(TABLES)}")
+    return TABLES[name]
+
+
+def _column(name: str, field: pa.Field, values: Any) -> pa.ChunkedArray:
+    where = f"table {name}, column {field.name}"
+    try:
+        if isinstance(values, pa.ChunkedArray | pa.Array):
+            column = values.cast(field.type)
+        else:
+            column = pa.array(values, from_pandas=True)
+            if pa.types.is_nested(field.type):
+                # Inferred item types may differ from row to row; here the schema decides.
+                column = pa.array(values, type=field.type, from_pandas=True)
+            elif pa.types.is_string(field.type) and not (
+                _is_text(column.type) or pa.types.is_null(column.type)
+            ):
+                raise pa.ArrowInvalid(f"must be text, got {column.type}")
+            else:
+                column = column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{where}: must be {field.type}: {error}") from None
+    if column.null_count and not field.nullable:
+        row = column.is_null().to_pylist().index(True)
+        raise ValueError(f"{where}: must not be null, row {row} is")
+    return column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _check_key(name: str, key: tuple[str, ...], table: pa.Table) -> None:
+    if not key or table.num_rows < 2:
+        return
+    frame = table.select(list(key)).to_pandas()
+    repeated = frame.duplicated()
+    if repeated.any():
+        values = frame[repeated].iloc[0].tolist()
+        shown = ", ".join(f"{k}={v!r}" for k, v in zip(key, values, strict=True))
+        raise ValueError(
+            f"table {name}: {int(repeated.sum())} rows repeat the key ({', '.join(key)}), "
+            f"first: {shown}"
+        )
+
+
+def _one_chunk(column: Any) -> pa.Array:
+    combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def _content(array: pa.Array) -> Iterable[bytes]:
+    """The bytes that stand for an array, whatever its offsets and padding are."""
+    import pyarrow.compute as pc
+
+    yield array.is_null().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes()
+    if pa.types.is_list(array.type):
+        lengths = pc.fill_null(pc.list_value_length(array), 0)
+        yield lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes()
+        yield from _content(_one_chunk(pc.list_flatten(array)))
+    elif pa.types.is_string(array.type):
+        texts = [text or b"" for text in array.cast(pa.binary()).to_pylist()]
+        yield struct.pack(f"<{len(texts)}q", *map(len, texts))
+        yield b"".join(texts)
+    else:
+        values = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
+        yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()

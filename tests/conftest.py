@@ -1,0 +1,82 @@
+"""What all tests share: isolation, one Prefect server where one is needed, the test data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read when Prefect and the Hugging Face libraries are imported, so set before any of them is.
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+)
+for _name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_TASKS_REFRESH_CACHE", "RLHF_VERIFY"):
+    os.environ.pop(_name, None)
+
+DATA_VARIABLE = "RLHF_TEST_DATA"
+_without_data = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test writes into its own folder only, and leaves no state of the process behind."""
+    from tasks import step
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    step.outcomes.clear()
+    yield
+    step.outcomes.clear()
+    step.verify_all(False)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A throw-away Prefect server and result storage, one for all tests of flows."""
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOCAL_STORAGE_PATH,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
+    from prefect.testing.utilities import prefect_test_harness
+
+    storage = tmp_path_factory.mktemp("prefect-storage")
+    # The harness isolates the database only; results would go to the user's home.
+    settings = {
+        PREFECT_LOCAL_STORAGE_PATH: storage,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # a flow run waits a second for it at its end
+        PREFECT_LOGGING_TO_API_ENABLED: False,
+    }
+    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def test_data(request: pytest.FixtureRequest) -> Path:
+    """The folder of public data that some tests check against; skips where it is not there."""
+    project = Path(__file__).resolve().parents[1]
+    given = os.environ.get(DATA_VARIABLE)
+    folder = Path(given) if given else project.parent / "shared" / "data"
+    if not folder.is_dir():
+        request.config.stash.setdefault(_without_data, []).append(request.node.nodeid)
+        pytest.skip(f"no test data: {folder} is no folder; set {DATA_VARIABLE} to the folder")
+    return folder
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was not tested, so that a green run is not taken for more than it is."""
+    skipped = config.stash.get(_without_data, [])
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests skipped for want of test data (set {DATA_VARIABLE}): "
+            + ", ".join(skipped)
+        )

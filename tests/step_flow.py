@@ -1,0 +1,58 @@
+"""A tiny flow of two real steps, run by test_step.py in this process and in others."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from prefect import flow
+
+from rlhf_core.config import PipelineConfig
+from tasks.step import StepRun, outcomes, step
+
+calls: list[str] = []
+fault: dict[str, BaseException] = {}
+
+
+@step(version=1, sections=("seed", "ingest"))
+def gather(run: StepRun) -> None:
+    calls.append("gather")
+    count = run.config.seed + 2
+    run.write("metrics", pd.DataFrame({"step": range(count), "name": "x", "value": 0.5}))
+    run.fact("rows", count)
+
+
+@step(version=1, sections=("sft.epochs",))
+def fit(run: StepRun, *, table, extra=None) -> None:
+    """Counts to 5 in steps that survive a kill, then publishes a model."""
+    calls.append("fit")
+    state = run.work_dir / "state"
+    done = int(state.read_text()) if state.exists() else 0
+    with Path(os.environ.get("FIT_LOG", os.devnull)).open("a") as log:
+        log.write(f"{os.getpid()} starts at {done}\n")
+    rows = len(run.read(table))
+    while done < 5:
+        time.sleep(float(os.environ.get("FIT_SECONDS", "0")))
+        done += 1
+        state.write_text(str(done))
+        if fault:
+            raise fault.popitem()[1]
+    out = run.model_out("causal_lm")
+    (out / "model.safetensors").write_bytes(bytes([rows, run.config.sft.epochs]) * 32)
+
+
+@flow
+def chain(config: PipelineConfig):
+    return fit(config, table=gather(config).tables["metrics"])
+
+
+def fit_directly(root: str) -> None:
+    """Without a server, for tests that kill or race processes."""
+    config = PipelineConfig(paths={"root": root})
+    result = fit.fn(config, table=gather.fn(config).tables["metrics"])
+    print(outcomes[-1].outcome, result.key, flush=True)
+
+
+if __name__ == "__main__":
+    fit_directly(sys.argv[1])

@@ -1,0 +1,211 @@
+"""Metrics by hand, and intervals that cover what they claim to."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_core.metrics import (
+    bootstrap_interval,
+    distinct_n,
+    expected_calibration_error,
+    length_controlled_interval,
+    length_controlled_win_rate,
+    paired_difference_interval,
+    win_outcomes,
+    win_rate,
+)
+
+EXACT = 1e-12
+COVERAGE = (
+    0.90,
+    0.98,
+)  # of 95 % intervals, in 300 trials: two standard errors and the small sample
+PRIOR = 2e-3  # what the wide prior of the length-controlled rate may move
+
+
+class TestBootstrap:
+    def test_covers_the_mean_of_grouped_values(self) -> None:
+        generator = np.random.default_rng(0)
+        groups = np.repeat(np.arange(40), 5)
+        hits, narrow = [], []
+        for trial in range(300):
+            x = generator.normal(size=40)[groups] + generator.normal(size=200)
+            low, high = bootstrap_interval(x, groups=groups, num_samples=300, seed=trial)
+            hits.append(low <= 0 <= high)
+            low, high = bootstrap_interval(x, num_samples=300, seed=trial)
+            narrow.append(low <= 0 <= high)
+        assert COVERAGE[0] <= np.mean(hits) <= COVERAGE[1]
+        assert np.mean(narrow) < COVERAGE[0]  # texts of one prompt are no independent draws
+
+    def test_width_is_the_normal_one(self) -> None:
+        x = np.random.default_rng(1).normal(size=400)
+        low, high = bootstrap_interval(x, num_samples=4000, seed=0, confidence=0.9)
+        assert high - low == pytest.approx(2 * 1.645 * x.std() / 20, rel=0.05)
+        assert low < x.mean() < high
+
+    def test_weights_are_copies(self) -> None:
+        groups, x = np.array([0, 0, 1, 2, 3]), np.array([1.0, 0, 0, 1, 1])
+        heavy = bootstrap_interval(
+            x, groups=groups, weights=[2, 1, 1, 1, 1], num_samples=200, seed=0
+        )
+        again = bootstrap_interval(
+            np.append(x, 1.0), groups=np.append(groups, 0), num_samples=200, seed=0
+        )
+        np.testing.assert_allclose(heavy, again, atol=EXACT)
+
+    def test_groups_may_be_text_and_stand_anywhere(self) -> None:
+        x = np.array([1.0, 2, 3, 4])
+        by_text = bootstrap_interval(x, groups=["a", "b", "a", "b"], num_samples=50, seed=0)
+        assert by_text == bootstrap_interval(x, groups=[0, 1, 0, 1], num_samples=50, seed=0)
+        # Both groups drawn once, or one twice: the means are 2, 2.5 or 3.
+        assert by_text == (2.0, 3.0)
+
+    def test_weightless_groups_are_not_drawn(self) -> None:
+        whole = bootstrap_interval([1.0, 2, 9], weights=[1, 1, 0], num_samples=50, seed=0)
+        assert whole == bootstrap_interval([1.0, 2], num_samples=50, seed=0)
+
+    def test_one_group_says_nothing(self) -> None:
+        assert np.isnan(bootstrap_interval([1.0, 0], groups=[0, 0], num_samples=9, seed=0)).all()
+
+    def test_many_groups_in_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = np.random.default_rng(0).normal(size=100)
+        whole = bootstrap_interval(x, num_samples=500, seed=0)
+        monkeypatch.setattr("rlhf_core.metrics.CHUNK_ENTRIES", 700)
+        np.testing.assert_allclose(bootstrap_interval(x, num_samples=500, seed=0), whole, atol=0.05)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"values": []}, "at least one"),
+            ({"values": [1.0, float("nan")]}, "values must be finite, got nan at 1"),
+            ({"values": [1.0], "weights": [0.0]}, "one must be > 0"),
+            ({"values": [1.0, 2.0], "weights": [1.0]}, "weights must have shape"),
+            ({"values": [1.0, 2.0], "groups": [1]}, "groups must have shape"),
+            ({"values": [1.0, 2.0], "confidence": 1.0}, "confidence"),
+            ({"values": [1.0, 2.0], "num_samples": 0}, "num_samples"),
+        ],
+    )
+    def test_refused(self, arguments: dict[str, object], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            bootstrap_interval(**{"num_samples": 10, "seed": 0, **arguments})  # type: ignore[arg-type]
+
+    def test_paired_difference_takes_the_common_part_out(self) -> None:
+        generator = np.random.default_rng(0)
+        common = 100 * generator.normal(size=200)
+        model, baseline = common + 1 + generator.normal(size=200), common
+        low, high = paired_difference_interval(model, baseline, num_samples=500, seed=0)
+        assert 0.7 < low < 1 < high < 1.3
+        mirrored = paired_difference_interval(baseline, model, num_samples=500, seed=0)
+        np.testing.assert_allclose(mirrored, (-high, -low))
+
+
+class TestWins:
+    def test_by_hand(self) -> None:
+        assert win_outcomes([1, 2, 3, 0], [0, 2, 4, -1]).tolist() == [1, 0.5, 0, 1]
+        assert win_rate([1, 2, 3, 0], [0, 2, 4, -1]) == 0.625
+
+    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
+    def test_both_sides_sum_to_one(self, scores: list[tuple[int, int]]) -> None:
+        x, y = np.array(scores, dtype=float).T
+        assert win_rate(x, y) + win_rate(y, x) == pytest.approx(1, abs=EXACT)
+
+    def test_refused(self) -> None:
+        with pytest.raises(ValueError, match="one length"):
+            win_rate([1.0], [1.0, 2.0])
+
+
+class TestLengthControlled:
+    def test_equal_lengths_give_the_win_rate(self) -> None:
+        outcomes = [1, 0, 1, 1, 0.5]
+        rate = length_controlled_win_rate(outcomes, [5] * 5, [5] * 5)
+        assert rate == pytest.approx(0.7, abs=PRIOR)
+
+    def test_symmetric_differences_with_the_same_wins_change_nothing(self) -> None:
+        outcomes = [1, 0, 1, 1, 0, 1]
+        lengths, baseline = [9, 9, 9, 1, 1, 1], [5] * 6
+        rate = length_controlled_win_rate(outcomes, lengths, baseline)
+        assert rate == pytest.approx(2 / 3, abs=PRIOR)
+
+    def test_two_cells_by_hand(self) -> None:
+        # Longer by 2: 9 of 10 won. Shorter by 2: 3 of 10 won. The logits are θ ± φ tanh(1), so θ is
+        # the mean of log 9 and log 3/7.
+        outcomes = [1] * 9 + [0] + [1] * 3 + [0] * 7
+        lengths = [7] * 10 + [3] * 10
+        theta = (np.log(9) + np.log(3 / 7)) / 2
+        rate = length_controlled_win_rate(outcomes, lengths, [5] * 20)
+        assert rate == pytest.approx(1 / (1 + np.exp(-theta)), abs=PRIOR)
+
+    def test_a_judge_who_sees_only_length_is_level(self) -> None:
+        generator = np.random.default_rng(0)
+        difference = generator.normal(5, 5, size=5000)
+        chance = 1 / (1 + np.exp(-2 * np.tanh(difference / difference.std())))
+        outcomes = (generator.random(5000) < chance).astype(float)
+        lengths = 100 + difference
+        assert outcomes.mean() > 0.7
+        controlled = length_controlled_win_rate(outcomes, lengths, np.full(5000, 100))
+        assert controlled == pytest.approx(0.5, abs=0.04)
+        low, high = length_controlled_interval(
+            outcomes, lengths, np.full(5000, 100), num_samples=100, seed=0
+        )
+        assert low < controlled < high
+        assert low < 0.5 < high
+
+    def test_all_won_is_finite(self) -> None:
+        rate = length_controlled_win_rate([1] * 50, list(range(50)), [20] * 50)
+        assert 0.9 < rate < 1.0
+
+    def test_swapping_models_mirrors(self) -> None:
+        generator = np.random.default_rng(3)
+        won, x, y = (
+            generator.random(60),
+            generator.integers(1, 50, 60),
+            generator.integers(1, 50, 60),
+        )
+        there, back = (
+            length_controlled_win_rate(won, x, y),
+            length_controlled_win_rate(1 - won, y, x),
+        )
+        assert there + back == pytest.approx(1, abs=1e-8)
+
+    def test_interval_of_equal_lengths_is_that_of_the_win_rate(self) -> None:
+        outcomes = (np.random.default_rng(0).random(200) < 0.6).astype(float)
+        same = length_controlled_interval(outcomes, [1] * 200, [1] * 200, num_samples=300, seed=0)
+        plain = bootstrap_interval(outcomes, num_samples=300, seed=0)
+        np.testing.assert_allclose(same, plain, atol=PRIOR)
+
+    def test_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"outcomes must be in \[0, 1\]"):
+            length_controlled_win_rate([2.0], [1], [1])
+
+
+class TestDistinct:
+    def test_by_hand(self) -> None:
+        # Bigrams: 12 21 12 | 12 - three equal of four; none crosses texts.
+        assert distinct_n([[1, 2, 1, 2], [1, 2], [3]]) == 2 / 4
+        assert distinct_n([[1, 2, 1, 2], [1, 2], [3]], n=1) == 3 / 7
+        assert distinct_n([[1, 2, 3]], n=3) == 1.0
+
+    def test_nothing_and_arrays(self) -> None:
+        assert distinct_n([]) == 0.0
+        assert distinct_n([[1], []]) == 0.0
+        assert distinct_n([np.array([1, 1, 1])]) == 0.5
+        with pytest.raises(ValueError, match="n must be >= 1"):
+            distinct_n([[1]], n=0)
+
+
+class TestCalibration:
+    def test_by_hand(self) -> None:
+        # Bin [0, 0.5): means 0.2 and 0.5, two of four; bin [0.5, 1]: means 0.9 and 1, two of four.
+        error = expected_calibration_error([0.1, 0.3, 0.8, 1.0], [0, 1, 1, 1], bins=2)
+        assert error == pytest.approx(0.5 * 0.3 + 0.5 * 0.1, abs=EXACT)
+
+    def test_calibrated_and_not(self) -> None:
+        assert expected_calibration_error([0.75] * 4, [1, 1, 1, 0]) == pytest.approx(0, abs=EXACT)
+        assert expected_calibration_error([1.0] * 4, [0] * 4) == 1.0
+
+    def test_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"probabilities must be in \[0, 1\]"):
+            expected_calibration_error([1.2], [1])
+        with pytest.raises(ValueError, match="bins"):
+            expected_calibration_error([0.2], [1], bins=0)

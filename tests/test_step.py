@@ -1,0 +1,531 @@
+"""Steps: what the key sees, and a real flow that is cached, harmed, interrupted and raced."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import step_flow
+from step_flow import chain, fit, gather
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import GateFailed, InputError
+from rlhf_core.records import TableArtifact
+from tasks import step as step_module
+from tasks import store as store_module
+from tasks.step import UNKNOWN, ArtifactDamaged, lookup, open_store, outcomes, step, use_root
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    step_flow.calls.clear()
+    step_flow.fault.clear()
+
+
+@pytest.fixture
+def config(tmp_path):
+    return PipelineConfig(paths={"root": str(tmp_path / "artifacts")})
+
+
+def changed(config, **sections):
+    return PipelineConfig.model_validate({**config.model_dump(), **sections})
+
+
+def happened():
+    found = [(o.step, o.outcome) for o in outcomes]
+    outcomes.clear()
+    return dict(found)
+
+
+def run_directly(config):
+    return fit.fn(config, table=gather.fn(config).tables["metrics"])
+
+
+def folder(config, name):
+    (found,) = Path(config.paths.root).glob(f"{name}-*")
+    return found
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 0xFF
+    path.write_bytes(data)
+
+
+# Without Prefect
+
+
+def test_runs_without_prefect(config):
+    result = run_directly(config)
+    assert happened() == {"gather": "run", "fit": "run"}
+    assert run_directly(config) == result
+    assert happened() == {"gather": "cached", "fit": "cached"}
+    assert step_flow.calls == ["gather", "fit"]
+    assert gather.fn(config).facts == {"rows": 2}
+    manifest = open_store(config).manifest("fit", result.key)
+    assert manifest["config"] == {"sft.epochs": 3}
+    assert manifest["inputs"]["table"]["table"] == "metrics"
+    assert manifest["packages"]["pandas"] == pd.__version__
+    assert manifest["duration_seconds"] >= 0
+
+
+def test_importing_and_running_a_cached_step_loads_neither_torch_nor_prefect(config):
+    run_directly(config)
+    code = (
+        "import sys; from tasks.step import step, lookup; import tasks.tables\n"
+        "from rlhf_core.config import PipelineConfig\n"
+        "@step(version=1, sections=('seed', 'ingest'))\n"
+        "def gather(run): raise SystemExit('ran')\n"
+        f"config = PipelineConfig(paths={{'root': {config.paths.root!r}}})\n"
+        "assert gather.fn(config).facts == {'rows': 2}; assert lookup(gather, config).result\n"
+        "print([m for m in ('torch', 'transformers', 'prefect', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def key_of(config, version=1, sections=("sft",), external=None, **inputs):
+    @step(version=version, sections=sections, external=external)
+    def body(run):
+        pass
+
+    return body.ingredients(config, inputs).key
+
+
+def table(digest="d", key="k"):
+    return TableArtifact(step="s", key=key, table="metrics", digest=digest, num_rows=1)
+
+
+def test_the_key_sees_all_that_can_change_the_result(config):
+    key = key_of(config, x=table())
+    assert re.fullmatch("[0-9a-f]{16}", key)
+    others = [
+        key_of(changed(config, sft={"epochs": 4}), x=table()),
+        key_of(config, version=2, x=table()),
+        key_of(config, sections=("sft", "seed"), x=table()),
+        key_of(config, x=table("e")),
+        key_of(config, y=table()),
+        key_of(config, x=None),
+        key_of(config, x=table(), external=lambda _: {"file": "1"}),
+        key_of(config, x=table(), external=lambda _: {"file": "2"}),
+    ]
+    assert len({key, *others}) == len(others) + 1
+
+
+def test_the_key_sees_nothing_else(config, tmp_path):
+    key = key_of(config, x=table())
+    assert key_of(changed(config, paths={"root": str(tmp_path)}), x=table()) == key
+    assert key_of(changed(config, runtime={"threads": 3}), x=table()) == key
+    assert key_of(changed(config, name="another", seed=5), x=table()) == key
+    assert key_of(config, x=table(key="of another step")) == key  # the same content
+    assert key_of(changed(config, sft={"micro_batch_size": 1}), x=table()) == key
+
+
+def test_a_body_cannot_read_what_is_not_in_its_key(config):
+    seen = {}
+
+    @step(version=1, sections=("sft.epochs", "ppo", "seed"))
+    def body(run):
+        assert isinstance(run.config, PipelineConfig)
+        seen.update(epochs=run.config.sft.epochs, ppo=run.config.ppo, seed=run.config.seed)
+        seen.update(batch=run.config.sft.micro_batch_size, device=run.config.runtime.device)
+        seen.update(checkpoint=run.config.reward.checkpoint_every, minibatch=run.config.ppo)
+        with pytest.raises(TypeError, match=r"reads config\.sft\.learning_rate, which is not in"):
+            print(run.config.sft.learning_rate)
+        print(run.config.rate)
+
+    with pytest.raises(TypeError, match=r"step body reads config\.rate, which is not in its"):
+        body.fn(config)
+    assert seen["ppo"] is config.ppo
+    assert (seen["epochs"], seen["seed"], seen["batch"], seen["device"]) == (3, 0, 64, "auto")
+
+
+def test_inputs_must_be_artifacts(config):
+    with pytest.raises(TypeError, match="fit: input table must be an artifact"):
+        fit.fn(config, table=gather.fn(config))
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_published(config):
+    digests = iter(["1", "1", "2"])
+
+    @step(version=1, sections=(), external=lambda _: {"a.csv": next(digests)})
+    def body(run):
+        run.save_metrics([(0, "x", 1.0)])
+
+    body.fn(config)
+    digests = iter(["3", "4"])
+    with pytest.raises(InputError, match="has changed meanwhile; run again"):
+        body.fn(config)
+    assert len(list(Path(config.paths.root).glob("body-*"))) == 1
+
+
+def test_a_failed_body_publishes_nothing_and_keeps_its_work(config):
+    step_flow.fault["x"] = OSError("disk full")
+    with pytest.raises(OSError, match="disk full"):
+        run_directly(config)
+    root = Path(config.paths.root)
+    assert not list(root.glob("fit-*"))
+    assert not list((root / "_new").iterdir())
+    (work,) = (root / "_work").iterdir()
+    assert (work / "state").read_text() == "1"
+    run_directly(config)
+    assert not list((root / "_work").iterdir())
+
+
+def test_facts_and_notes_hold_plain_values(config):
+    import numpy as np
+
+    @step(version=1, sections=())
+    def body(run):
+        run.fact("loss", np.float32(0.5))
+        run.fact("nan", float("nan"))
+        run.note("curve", [1.0, 2.0])
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            run.note("bad", float("inf"))
+
+    result = body.fn(config)
+    assert result.facts == {"loss": 0.5, "nan": None}
+    assert body.fn(config) == result
+    assert open_store(config).manifest("body", result.key)["notes"] == {"curve": [1.0, 2.0]}
+
+
+def test_a_declared_model_must_be_saved(config):
+    @step(version=1, sections=())
+    def body(run):
+        run.model_out("causal_lm")
+        run.save_metrics([])
+
+    with pytest.raises(AssertionError, match="has declared a model and saved no file"):
+        body.fn(config)
+
+
+def test_a_step_that_is_never_cached(config):
+    seen = []
+
+    @step(version=1, sections=(), cached=False)
+    def report(run, *, results):
+        seen.append(run.config.rate.method)  # it may read everything
+        with pytest.raises(TypeError, match="publishes nothing"):
+            run.write("metrics", pd.DataFrame([]))
+        return len(results)
+
+    assert report.fn(config, results={"a": 1}) == 1
+    assert report.fn(config, results={}) == 0
+    assert len(seen) == 2
+    assert not outcomes
+    assert lookup(report, config).reason == "always runs"
+
+
+def test_use_root_wins_over_the_configuration(config, tmp_path):
+    with use_root(tmp_path / "other"):
+        run_directly(config)
+    assert not Path(config.paths.root).exists()
+    assert len(list((tmp_path / "other").glob("fit-*"))) == 1
+
+
+def test_a_root_that_moves_is_still_known(config, tmp_path):
+    run_directly(config)
+    happened()
+    shutil.move(config.paths.root, tmp_path / "moved")
+    run_directly(changed(config, paths={"root": str(tmp_path / "moved")}))
+    assert happened() == {"gather": "cached", "fit": "cached"}
+
+
+# What would happen
+
+
+def test_lookup_says_why(config):
+    assert lookup(gather, config).reason == "no artifact"
+    assert lookup(fit, config, table=UNKNOWN) == (None, None, "input table would be new")
+    result = run_directly(config)
+    rows = gather.fn(config).tables["metrics"]
+    assert lookup(fit, config, table=rows) == (result.key, result, "")
+    found = lookup(fit, changed(config, sft={"epochs": 7}), table=rows)
+    assert (found.result, found.reason) == (None, "sft.epochs 3 -> 7")
+    assert re.fullmatch("[0-9a-f]{16}", found.key)
+    other = changed(config, seed=1, ingest={"demo_prompts": 5})
+    assert lookup(gather, other).reason == "ingest.demo_prompts 8000 -> 5; seed 0 -> 1"
+    moved = rows.model_copy(update={"digest": "0"})
+    assert lookup(fit, config, table=moved).reason == "input table changed"
+    both = lookup(fit, changed(config, sft={"epochs": 7}), table=UNKNOWN)
+    assert both.reason == "input table would be new; sft.epochs 3 -> 7"
+    (folder(config, "fit") / "model.safetensors").unlink()
+    assert lookup(fit, config, table=rows).reason == "its artifact is damaged"
+    assert step_flow.calls == ["gather", "fit"]
+
+
+def test_lookup_compares_with_the_most_similar_artifact(config):
+    near = changed(config, seed=2, ingest={"demo_prompts": 50})
+    gather.fn(near)
+    gather.fn(config)
+    assert lookup(gather, changed(near, seed=3)).reason == "seed 2 -> 3"
+
+
+def test_lookup_names_versions_and_files(config):
+    def make(version, digest):
+        @step(version=version, sections=(), external=lambda _: {"a.csv": digest})
+        def body(run):
+            run.save_metrics([])
+
+        return body
+
+    make(1, "x").fn(config)
+    found = lookup(make(2, "y"), config)
+    assert found.reason == "version of the step 1 -> 2; a.csv changed"
+
+
+# Processes
+
+
+def spawn(config, **environment):
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / "tests" / "step_flow.py"), config.paths.root],
+        env={**os.environ, "PYTHONPATH": str(PROJECT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_build_once(config, tmp_path):
+    log = tmp_path / "log"
+    both = [spawn(config, FIT_LOG=str(log), FIT_SECONDS="0.4") for _ in range(2)]
+    printed = [process.communicate(timeout=120) for process in both]
+    assert sorted(out.split()[0] for out, _ in printed) == ["cached", "run"], printed
+    assert len({out.split()[1] for out, _ in printed}) == 1
+    assert len(log.read_text().splitlines()) == 1
+    assert sum("another run builds fit-" in err for _, err in printed) == 1
+
+
+def test_a_kill_leaves_nothing_torn_and_the_next_run_goes_on(config, tmp_path):
+    log = tmp_path / "log"
+    process = spawn(config, FIT_LOG=str(log), FIT_SECONDS="0.3")
+    root = Path(config.paths.root)
+    deadline = time.monotonic() + 100
+    while not [s for s in root.glob("_work/fit-*/state") if s.read_text() == "2"]:
+        assert time.monotonic() < deadline, process.communicate()
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(root.glob("fit-*"))
+    out, err = spawn(config, FIT_LOG=str(log)).communicate(timeout=100)
+    assert out.startswith("run "), err
+    starts = [int(line.split()[-1]) for line in log.read_text().splitlines()]
+    assert starts[0] == 0
+    assert starts[1] >= 2
+    assert not list((root / "_work").iterdir())
+    assert not list((root / "_new").iterdir())
+
+
+# With Prefect
+
+
+@pytest.fixture
+def states(prefect_server):
+    """Task name -> name of its final state, as the engine sets it, for a run of a flow."""
+    from prefect.task_engine import SyncTaskRunEngine
+
+    seen = {}
+    original = SyncTaskRunEngine.set_state
+
+    def set_state(self, state, force=False):
+        seen[self.task.name] = state.name
+        return original(self, state, force)
+
+    SyncTaskRunEngine.set_state = set_state
+    yield seen
+    SyncTaskRunEngine.set_state = original
+
+
+def test_a_flow_runs_once_and_is_cached_then(config, states):
+    first = chain(config)
+    assert happened() == {"gather": "run", "fit": "run"}
+    assert states == {"gather": "Completed", "fit": "Completed"}
+    assert chain(config) == first
+    assert happened() == {"gather": "cached", "fit": "cached"}
+    assert states == {"gather": "Cached", "fit": "Cached"}
+    assert step_flow.calls == ["gather", "fit"]
+
+
+def test_a_lost_prefect_home_repeats_no_work(config, states):
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+
+    chain(config)
+    storage = Path(PREFECT_LOCAL_STORAGE_PATH.value())
+    records = list(storage.glob("rlhf-*"))
+    assert records
+    for record in records:
+        record.unlink()
+    happened()
+    chain(config)
+    assert happened() == {"gather": "cached", "fit": "cached"}
+    assert states == {"gather": "Cached", "fit": "Cached"}
+    assert len(list(storage.glob("rlhf-*"))) == 2  # and Prefect knows them again
+
+
+def test_records_are_small(config, states):
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+
+    chain(config)
+    for record in Path(PREFECT_LOCAL_STORAGE_PATH.value()).iterdir():
+        assert record.stat().st_size < 4096
+        json.loads(record.read_text())
+
+
+@pytest.mark.parametrize("name", ["gather", "fit"])
+@pytest.mark.parametrize("harm", ["delete", "truncate", "flip"])
+def test_exactly_the_harmed_step_runs_again(config, states, caplog, name, harm):
+    first = chain(config)
+    happened()
+    path = next(p for p in folder(config, name).iterdir() if p.name != "manifest.json")
+    if harm == "delete":
+        shutil.rmtree(path.parent)
+    elif harm == "truncate":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        flip(path)
+    with caplog.at_level(logging.WARNING):
+        assert chain(config) == first
+    assert happened() == {"gather": "cached", "fit": "cached"} | {name: "run"}
+    told = [r.message for r in caplog.records if "it will be built again" in r.message]
+    assert len(told) == 1
+    assert name in told[0]
+    assert harm == "delete" or path.name in told[0]
+    chain(config)
+    assert states == {"gather": "Cached", "fit": "Cached"}
+
+
+def test_prefect_takes_an_error_of_the_serializer_as_a_miss(config, states, monkeypatch):
+    """The private habit of Prefect that the cache rests on: `ResultStore._exists`."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+
+    chain(config)
+    happened()
+    record = next(
+        Path(PREFECT_LOCAL_STORAGE_PATH.value()).glob(f"rlhf-{folder(config, 'fit').name}*")
+    )
+    monkeypatch.setattr(step_module, "verify_record", lambda record: 1 / 0)
+    chain(config)
+    assert states["fit"] == "Cached"  # by the store; Prefect did call the body
+    monkeypatch.undo()
+    record.write_text("no JSON")
+    chain(config)
+    assert step_flow.calls == ["gather", "fit"]
+
+
+def test_a_change_reruns_its_dependents_only(config, states):
+    chain(config)
+    happened()
+    chain(changed(config, sft={"epochs": 4}))
+    assert happened() == {"gather": "cached", "fit": "run"}
+    chain(changed(config, seed=1))
+    assert happened() == {"gather": "run", "fit": "run"}
+    # Another configuration, the same content of the table: nothing after it is stale.
+    chain(changed(config, ingest={"demo_prompts": 5}))
+    assert happened() == {"gather": "run", "fit": "cached"}
+
+
+def test_two_roots_share_one_prefect_home(config, states, tmp_path):
+    other = changed(config, paths={"root": str(tmp_path / "other")})
+    chain(config)
+    happened()
+    chain(other)
+    assert happened() == {"gather": "run", "fit": "run"}
+    chain(config)
+    assert happened() == {"gather": "cached", "fit": "cached"}
+    shutil.rmtree(tmp_path / "other")
+    chain(config)
+    assert happened() == {"gather": "cached", "fit": "cached"}
+
+
+def test_damage_found_on_opening_sets_the_input_aside(config, states, monkeypatch):
+    monkeypatch.setattr(store_module, "SMALL_BYTES", 0)  # so that sizes alone decide for a hit
+    chain(config)
+    happened()
+    harmed = folder(config, "gather")
+    flip(harmed / "metrics.parquet")
+    other = changed(config, sft={"epochs": 4})
+    with pytest.raises(ArtifactDamaged, match=r"metrics\.parquet: its sha256") as caught:
+        chain(other)
+    assert (caught.value.step, f"gather-{caught.value.key}") == ("gather", harmed.name)
+    assert not harmed.exists()
+    assert (harmed.parent / "_damaged" / harmed.name / "metrics.parquet").exists()
+    assert step_flow.calls.count("fit") == 2  # it was not retried
+    happened()
+    chain(other)
+    assert happened() == {"gather": "run", "fit": "run"}
+
+
+def test_verify_all_finds_what_sizes_do_not(config, states, monkeypatch):
+    monkeypatch.setattr(store_module, "SMALL_BYTES", 0)
+    chain(config)
+    happened()
+    flip(folder(config, "fit") / "model.safetensors")
+    chain(config)
+    assert happened() == {"gather": "cached", "fit": "cached"}
+    step_module.verify_all(True)
+    chain(config)
+    assert happened() == {"gather": "cached", "fit": "run"}
+
+
+@pytest.fixture
+def quick_fit(monkeypatch):
+    monkeypatch.setattr(step_flow, "fit", fit.with_options(retry_delay_seconds=0))
+
+
+def test_a_passing_fault_is_retried_from_the_work_dir(
+    config, states, quick_fit, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FIT_LOG", str(tmp_path / "log"))
+    step_flow.fault["x"] = OSError("connection lost")
+    chain(config)
+    assert happened() == {"gather": "run", "fit": "run"}
+    starts = [int(line.split()[-1]) for line in (tmp_path / "log").read_text().splitlines()]
+    assert starts == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InputError("i"), ValueError("v"), TypeError("t"), AssertionError("a"), GateFailed("g")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_would_fail_again_is_not_retried(config, states, quick_fit, error):
+    step_flow.fault["x"] = error
+    with pytest.raises(type(error)) as caught:
+        chain(config)
+    assert caught.value is error or str(caught.value) == str(error)
+    assert step_flow.calls == ["gather", "fit"]
+    assert not list(Path(config.paths.root).glob("fit-*"))
+
+
+def test_backoff_grows_and_has_jitter():
+    assert fit.task.retries == 2
+    assert fit.task.retry_delay_seconds == [5.0, 10.0]
+    assert fit.task.retry_jitter_factor == 0.5
+
+
+def test_refresh_builds_again(config, states, monkeypatch):
+    first = chain(config)
+    happened()
+    monkeypatch.setattr(step_flow, "fit", fit.with_options(refresh_cache=True))
+    assert chain(config) == first
+    assert happened() == {"gather": "cached", "fit": "run"}
+    monkeypatch.undo()
+    from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
+
+    with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}):
+        chain(config)
+    assert happened() == {"gather": "run", "fit": "run"}
+    chain(config)
+    assert happened() == {"gather": "cached", "fit": "cached"}
