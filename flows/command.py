@@ -51,7 +51,7 @@ def find_recipe(recipe: str) -> Path:
     if shipped.is_file():
         return shipped
     names = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
-    raise InputError(f"{recipe}: no such recipe; give a YAML file or one of: {names}")
+    raise InputError(f"{recipe}: no such recipe; give a YAML file, or a shipped one ({names})")
 
 
 def _parser() -> argparse.ArgumentParser:

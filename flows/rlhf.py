@@ -67,10 +67,10 @@ def rlhf_pipeline(config: PipelineConfig) -> RunSummary:
         try:
             chain(config, journal)
             break
-        except ArtifactDamaged as damage:
+        except ArtifactDamaged:  # logged by the store, and set aside
             if passes == MAX_PASSES:
                 raise
-            log.warning("artifact %s; it will be built again", damage)
+            log.info("going through the steps again; those that are whole return at once")
     summary = journal.summary()
     if journal.stopped:
         raise PpoNotStarted(summary.gate_reason, summary)

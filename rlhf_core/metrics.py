@@ -4,7 +4,6 @@ Everything is numpy in float64. Outcomes are shares of a win: 1 won, 0 lost, 1/2
 """
 
 from collections.abc import Callable, Iterable, Sequence
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    
-if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-else:
-    # What is checked under pytest: numpy's own alias would refuse a plain list of integers there.
-    ArrayLike = Any
 else:
     # What is checked under pytest: numpy's own alias would refuse a plain list of integers there.
     ArrayLike = Any

@@ -15,7 +15,6 @@ Hunter 2004, doi:10.1214/aos/1079120141 (when a maximum exists).
 """
 
 import math
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +22,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    
-if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-else:
-    # What is checked under pytest: numpy's own alias would refuse a plain list of integers there.
-    ArrayLike = Any
 else:
     # What is checked under pytest: numpy's own alias would refuse a plain list of integers there.
     ArrayLike = Any

@@ -17,10 +17,9 @@ from rlhf_core.metrics import (
 )
 
 EXACT = 1e-12
-COVERAGE = (
-    0.90,
-    0.98,
-)  # of 95 % intervals, in 300 trials: two standard errors and the small sample
+# A 95 % percentile interval of 40 groups covers 93 % (measured over 3000 trials; 1.96 plug-in
+# standard errors cover 93.6 %): three standard errors of 300 trials around that.
+COVERAGE = (0.885, 0.975)
 PRIOR = 2e-3  # what the wide prior of the length-controlled rate may move
 
 
@@ -31,9 +30,9 @@ class TestBootstrap:
         hits, narrow = [], []
         for trial in range(300):
             x = generator.normal(size=40)[groups] + generator.normal(size=200)
-            low, high = bootstrap_interval(x, groups=groups, num_samples=300, seed=trial)
+            low, high = bootstrap_interval(x, groups=groups, num_samples=200, seed=trial)
             hits.append(low <= 0 <= high)
-            low, high = bootstrap_interval(x, num_samples=300, seed=trial)
+            low, high = bootstrap_interval(x, num_samples=200, seed=trial)
             narrow.append(low <= 0 <= high)
         assert COVERAGE[0] <= np.mean(hits) <= COVERAGE[1]
         assert np.mean(narrow) < COVERAGE[0]  # texts of one prompt are no independent draws

@@ -330,8 +330,8 @@ def test_readers_import_nothing_heavy() -> None:
 
 @needs_e2e
 def test_e2e_is_read_whole_and_fast() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     good, bad = read(DATA / "e2e" / "train.csv.gz")
     assert (len(good), bad) == (42_061, [])
     assert good[-1][0] == 42_064  # two texts go over two lines
-    assert time.monotonic() - started < 20  # takes about 0.4 s
+    assert time.process_time() - started < 20  # seconds of processor; takes about 0.4

@@ -24,6 +24,7 @@ from tasks import store as store_module
 from tasks.step import UNKNOWN, ArtifactDamaged, lookup, open_store, outcomes, step, use_root
 
 PROJECT = Path(__file__).resolve().parents[1]
+START_SECONDS = 120  # for a process that imports Prefect on a busy machine
 
 
 @pytest.fixture(autouse=True)
@@ -297,33 +298,42 @@ def spawn(config, **environment):
     )
 
 
+def wait_for_work(config, process):
+    """Until the process has got as far as 2 and waits for its gate."""
+    deadline = time.monotonic() + START_SECONDS
+    while not [
+        s for s in Path(config.paths.root).glob("_work/fit-*/state") if s.read_text() == "2"
+    ]:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
 def test_two_processes_build_once(config, tmp_path):
-    log = tmp_path / "log"
-    both = [spawn(config, FIT_LOG=str(log), FIT_SECONDS="0.4") for _ in range(2)]
-    printed = [process.communicate(timeout=120) for process in both]
-    assert sorted(out.split()[0] for out, _ in printed) == ["cached", "run"], printed
-    assert len({out.split()[1] for out, _ in printed}) == 1
-    assert len(log.read_text().splitlines()) == 1
-    assert sum("another run builds fit-" in err for _, err in printed) == 1
+    environment = {"FIT_LOG": str(tmp_path / "log"), "FIT_GATE": str(tmp_path / "gate")}
+    first = spawn(config, **environment)
+    wait_for_work(config, first)
+    second = spawn(config, **environment)
+    assert "another run builds fit-" in second.stderr.readline()
+    (tmp_path / "gate").touch()
+    (one, _), (two, rest) = (p.communicate(timeout=START_SECONDS) for p in (first, second))
+    assert one.split()[0] == "run"
+    assert two.split()[0] == "cached", rest
+    assert one.split()[1] == two.split()[1]
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
 
 
 def test_a_kill_leaves_nothing_torn_and_the_next_run_goes_on(config, tmp_path):
-    log = tmp_path / "log"
-    process = spawn(config, FIT_LOG=str(log), FIT_SECONDS="0.3")
-    root = Path(config.paths.root)
-    deadline = time.monotonic() + 100
-    while not [s for s in root.glob("_work/fit-*/state") if s.read_text() == "2"]:
-        assert time.monotonic() < deadline, process.communicate()
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    log, root = tmp_path / "log", Path(config.paths.root)
+    process = spawn(config, FIT_LOG=str(log), FIT_GATE=str(tmp_path / "gate"))
+    wait_for_work(config, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not list(root.glob("fit-*"))
-    out, err = spawn(config, FIT_LOG=str(log)).communicate(timeout=100)
+    out, err = spawn(config, FIT_LOG=str(log)).communicate(timeout=START_SECONDS)
     assert out.startswith("run "), err
     starts = [int(line.split()[-1]) for line in log.read_text().splitlines()]
-    assert starts[0] == 0
-    assert starts[1] >= 2
+    assert starts == [0, 2]
     assert not list((root / "_work").iterdir())
     assert not list((root / "_new").iterdir())
 

@@ -1,0 +1,301 @@
+"""The `rlhf` command: exit codes, messages, what it prints, and what it must not import."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows import command, local_server
+from flows.e2e_data import convert_ratings
+from flows.journal import STEPS, Journal, RunSummary, StepOutcome, duration
+from flows.overview import overview, saved_report
+from flows.plan import Planner, plan_table
+from rlhf_core.config import PipelineConfig, parse_config
+from rlhf_core.errors import InputError
+from rlhf_core.records import StepResult
+from tasks import progress as progress_module
+from tasks import step as steps
+from tasks.progress import progress
+
+HELP_SECONDS = 5.0
+"""0.2 s on an idle machine; a heavy import costs more than this on a busy one."""
+
+Verdict = namedtuple("Verdict", "passed reason")
+
+
+def rlhf(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from flows.command import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def imported_after(statement: str, *names: str) -> list[str]:
+    code = f"{statement}\nimport sys\nprint([n for n in {names!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout.splitlines()[-1].replace("'", '"')))
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    statement = (
+        "from flows.command import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass\n"
+    )
+    began = time.monotonic()
+    assert imported_after(statement, "torch", "prefect", "pandas", "pydantic", "rich") == []
+    assert time.monotonic() - began < HELP_SECONDS
+
+
+def test_the_flow_imports_no_torch():
+    assert imported_after("import flows.rlhf, flows.plan", "torch", "transformers") == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("ppo: {clip: 0.1}", [], "ppo.clip: unknown key; did you mean"),
+        ("ppo: {cliprange: -0.1}", [], "ppo.cliprange must be > 0, got -0.1"),
+        ("ppo: [", [], "no valid YAML"),
+        ("", ["--set", "ppo.kl_coef"], "--set ppo.kl_coef: must look like section.field=value"),
+        (None, [], "recipe.yaml: cannot be read (No such file or directory)"),
+    ],
+)
+def test_input_at_fault_is_one_line_and_exit_code_2(tmp_path, recipe, options, message):
+    if recipe is not None:
+        (tmp_path / "recipe.yaml").write_text(recipe)
+    done = rlhf("run", "recipe.yaml", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rlhf: ")
+    assert message in line
+
+
+def test_unknown_recipe_names_the_shipped_ones(capsys):
+    assert command.main(["plan", "nothing"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rlhf: nothing: no such recipe")
+
+
+def test_shipped_recipe_is_found_by_name_and_a_file_of_that_name_goes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "RECIPES", tmp_path)
+    (tmp_path / "demo.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert command.find_recipe("demo") == tmp_path / "demo.yaml"
+    (tmp_path / "demo").write_text("")
+    assert command.find_recipe("demo") == Path("demo")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "0"], "--temperature must be > 0, got 0.0"),
+        (["--num", "0"], "--num must be > 0, got 0"),
+        ([], "no model there"),
+    ],
+)
+def test_generate_refuses_before_it_imports_torch(tmp_path, capsys, options, message):
+    assert command.main(["generate", "--model", str(tmp_path), "hello", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_exit_codes(monkeypatch, capsys):
+    monkeypatch.setattr(
+        command, "_config", lambda options: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    assert command.main(["plan", "demo"]) == 130
+    assert capsys.readouterr().err == "rlhf: interrupted\n"
+    with pytest.raises(SystemExit) as usage:
+        command.main(["run"])
+    assert usage.value.code == 2
+
+
+def summary(**outcomes: str) -> RunSummary:
+    result = StepResult(
+        step="evaluate",
+        key="0" * 16,
+        facts={"task_win_rate": 0.61, "task_win_rate_ci_low": 0.55, "task_win_rate_ci_high": 0.67},
+    )
+    done = [StepOutcome(step=name, outcome=outcomes.get(name, "cached")) for name in STEPS]
+    return RunSummary(name="t", outcomes=done, results={"evaluate": result})
+
+
+def text_of(renderable: object) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_overview_shows_steps_headline_numbers_and_where_things_are(tmp_path):
+    config = parse_config({"name": "t", "paths": {"runs": str(tmp_path)}})
+    (tmp_path / "t" / "policy").mkdir(parents=True)
+    (tmp_path / "t" / "report.html").write_text("")
+    (tmp_path / "t" / "run.json").write_text('{"headline": "It is better."}')
+    shown = text_of(overview(summary(ppo="run", pretrain="skipped"), config, 75.0, 3 * 2**29))
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "ppo run 0.0 s" in lines
+    assert "pretrain skipped" in lines
+    assert "task_win_rate 0.610 [0.550, 0.670]" in lines
+    assert "It is better." in lines
+    assert f"report {tmp_path}/t/report.html" in lines
+    assert f"try it rlhf generate --model {tmp_path}/t/policy 'YOUR PROMPT'" in lines
+    assert "1 min 15 s in all, at most 1.50 GiB of memory" in lines
+
+
+def test_report_of_a_run(tmp_path, capsys):
+    with pytest.raises(InputError, match="no such run"):
+        saved_report("t", tmp_path)
+    (tmp_path / "t").mkdir()
+    with pytest.raises(InputError, match="has not come to its report"):
+        saved_report("t", tmp_path)
+    (tmp_path / "t" / "report.html").write_text("")
+    (tmp_path / "t" / "run.json").write_text('{"headline": "It is better."}')
+    assert command.main(["report", "t", "--runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"It is better.\n{tmp_path}/t/report.html\n"
+    with pytest.raises(InputError, match="there are: t"):
+        saved_report("u", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (7620, "2 h 07 min"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+class FakeStep:
+    """Stands for a step in the journal and the planner."""
+
+    cached = True
+
+    def __init__(self, name: str, *outcomes: str) -> None:
+        self.name, self.outcomes = name, list(outcomes)
+
+    def __call__(self, config: PipelineConfig, **inputs: object) -> StepResult:
+        if not self.outcomes:
+            raise TypeError("no outcome left")
+        steps.outcomes.append(steps.Outcome(self.name, "k", self.outcomes.pop(0), 0.0))
+        return StepResult(step=self.name, key="k")
+
+
+def test_journal_numbers_its_lines_and_a_second_pass_does_not_hide_what_ran(caplog):
+    caplog.set_level(logging.INFO, logger="rlhf")
+    journal = Journal(PipelineConfig())
+    sample = FakeStep("sample", "run", "cached")
+    journal.run(sample)
+    journal.run(sample)
+    with pytest.raises(TypeError):
+        journal.run(FakeStep("rate"))
+    first, second, third = (" ".join(record.getMessage().split()) for record in caplog.records)
+    assert first.startswith("[ 4/10] sample done in ")
+    assert second == "[ 4/10] sample cached"
+    assert third.startswith("[ 6/10] rate stopped after ")
+    outcomes = {done.step: done.outcome for done in journal.summary().outcomes}
+    assert outcomes["sample"] == "run"
+    assert outcomes["rate"] == outcomes["report"] == "not reached"
+
+
+@pytest.mark.parametrize(("passed", "enforce", "goes_on"), [(1, 1, 1), (0, 1, 0), (0, 0, 1)])
+def test_gate_stops_only_where_it_is_enforced(passed, enforce, goes_on):
+    config = parse_config({"ppo": {"gate": {"enforce": bool(enforce)}}})
+    journal = Journal(config)
+    assert not journal.stopped
+    result = StepResult(step="reward", key="k")
+    verdict = Verdict(bool(passed), "too weak")
+    assert journal.gate(lambda *_: verdict, result) == bool(goes_on)
+    assert journal.stopped != bool(goes_on)
+    assert journal.summary().gate_reason == "too weak"
+    assert Planner(config).gate(lambda *_: verdict, result) == bool(goes_on)
+
+
+def test_plan_says_what_would_run_and_why(monkeypatch):
+    found = {"ingest": StepResult(step="ingest", key="k"), "sft": None}
+
+    def lookup(step, config, **inputs):
+        return steps.Lookup("k", found[step.name], "" if found[step.name] else "seed 0 -> 1")
+
+    monkeypatch.setattr("flows.plan.lookup", lookup)
+    planner = Planner(PipelineConfig())
+    planner.run(FakeStep("sft"))
+    assert planner.run(FakeStep("ingest")) is found["ingest"]
+    planner.skip("pretrain", "model.base is given")
+    unbuilt = planner.run(FakeStep("sft"))
+    assert unbuilt.model is steps.UNKNOWN
+    assert unbuilt.tables["candidates"] is steps.UNKNOWN
+    lines = [" ".join(line.split()) for line in text_of(plan_table(planner.steps())).splitlines()]
+    assert lines == [
+        "step plan why",
+        "ingest cached",
+        "pretrain skipped model.base is given",
+        "sft would run seed 0 -> 1",
+    ]
+
+
+def test_ratings_become_rankings_without_what_identifies_people():
+    row = {"mr": "name[A]", "_worker_id": "77", "_ip": "192.0.2.1", "_created_at": "1/2/2017"}
+    for i, score in enumerate(["60", "100", "60", "80", "100"], start=1):
+        row |= {f"quality{i}": score, f"sys{i}": f"s{i}", f"ref{i}": f"text {i}"}
+    first, second = convert_ratings([row, row | {"_worker_id": "5"}])
+    assert [answer["rank"] for answer in first["responses"]] == [3, 1, 3, 2, 1]
+    assert (first["annotator"], second["annotator"]) == ("qw001", "qw002")
+    assert "192.0.2.1" not in json.dumps([first, second])
+    assert first["responses"][3] == {"system": "s4", "text": "text 4", "score": 80.0, "rank": 2}
+
+
+def test_a_server_of_the_user_is_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert not local_server.server_is_configured()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "profiles.toml").write_text('[profiles.x]\nPREFECT_API_URL = "http://x"')
+    assert local_server.server_is_configured()
+    (tmp_path / "home" / "profiles.toml").unlink()
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    assert local_server.server_is_configured()
+
+
+def test_progress_writes_lines_where_there_is_no_terminal(caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="rlhf")
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 1e9)
+    with progress("sample", "sampling", 4, "prompts") as bar:
+        for done in range(1, 5):
+            bar.update(done, loss=1 / done)
+    (record,) = caplog.records
+    assert record.name == "rlhf.sample"
+    assert record.getMessage().startswith("sampling: 4/4 prompts, ")
+    assert record.getMessage().endswith(", loss=0.25")
+
+
+def test_nested_bars_share_a_terminal_and_a_broken_display_stops_nothing(tmp_path, monkeypatch):
+    with (tmp_path / "terminal").open("w") as file:
+        terminal = Console(file=file, force_terminal=True, width=100)
+        monkeypatch.setattr(progress_module, "console", lambda: terminal)
+        progress_module._display.cache_clear()
+        monkeypatch.setattr(progress_module, "_broken", False)
+        with progress("ppo", "updates", 2) as outer:
+            with progress("ppo", "sampling", None, "texts") as inner:
+                inner.update(3)
+            outer.update(1, score=0.5)
+            progress_module._display().refresh()
+            assert len(progress_module._display().tasks) == 1
+            monkeypatch.setattr(progress_module._display(), "update", lambda *_, **__: 1 / 0)
+            outer.update(2, score=0.75)
+    progress_module._display.cache_clear()
+    assert "updates" in (tmp_path / "terminal").read_text()
+    assert progress_module._broken
+    assert progress_module._open_bars == 0

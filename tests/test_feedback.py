@@ -1,0 +1,278 @@
+"""Feedback: simulated people who can be repeated, and files whose texts meet the samples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from rlhf_core.config import parse_config
+from rlhf_core.errors import InputError
+from rlhf_core.records import StepResult, TableArtifact
+from tasks.demo_world import generate_demonstrations, generate_prompts
+from tasks.feedback import external, feedback, simulate
+from tasks.step import open_store, step
+from tasks.tables import TABLES, digest_id
+
+NUM_PROMPTS = 12
+TEXTS_PER_PROMPT = 4
+
+
+def make_config(tmp_path: Path, **fields: Any) -> Any:
+    paths = {"root": str(tmp_path / "artifacts"), "data": str(tmp_path)}
+    return parse_config({"paths": paths, "feedback": fields})
+
+
+def publish(config: Any, **frames: list[dict[str, Any]]) -> dict[str, TableArtifact]:
+    @step(version=1, sections=(), external=lambda _: {"rows": json.dumps(frames, sort_keys=True)})
+    def fixture(run: Any) -> None:
+        for name, rows in frames.items():
+            run.write(name, pa.Table.from_pylist(rows, schema=TABLES[name].schema))
+
+    result = fixture.fn(config)
+    assert isinstance(result, StepResult)
+    return result.tables
+
+
+def prompt_row(prompt: str, split: str) -> dict[str, Any]:
+    return {"prompt_id": digest_id(prompt), "prompt": prompt, "source": "x", "split": split}
+
+
+def sample_row(prompt: str, index: int, text: str) -> dict[str, Any]:
+    return {
+        "candidate_id": digest_id(prompt, text),
+        "prompt_id": digest_id(prompt),
+        "sample_index": index,
+        "response": text,
+        "finish_reason": "eos",
+        "policy": "sft",
+        "response_ids": [index, 2],
+        "response_logprobs": [-0.5, -1.0],
+        "temperature": 1.0,
+        "seed": 0,
+    }
+
+
+def world() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Prompts, every third of them of sft, and their samples."""
+    prompts = generate_prompts(NUM_PROMPTS, 0)
+    splits = ["reward", "reward_heldout", "sft"]
+    prompt_rows = [prompt_row(prompt, splits[i % 3]) for i, prompt in enumerate(prompts)]
+    texts: dict[str, list[str]] = {}
+    for prompt, text in generate_demonstrations(prompts, 0, per_prompt=TEXTS_PER_PROMPT):
+        if text not in texts.setdefault(prompt, []):
+            texts[prompt].append(text)
+    rows = [sample_row(p, i, text) for p in prompts for i, text in enumerate(texts[p])]
+    return prompt_rows, rows
+
+
+def run_feedback(
+    config: Any,
+    prompts: list[dict[str, Any]],
+    sampled: list[dict[str, Any]],
+    imported: list[dict[str, Any]] | None = None,
+    rankings: list[dict[str, Any]] | None = None,
+) -> StepResult:
+    sample_table = publish(config, candidates=sampled)["candidates"]
+    others = publish(config, prompts=prompts, candidates=imported or [], rankings=rankings or [])
+    result = feedback.fn(
+        config,
+        sampled=sample_table,
+        imported_candidates=others["candidates"],
+        imported_rankings=others["rankings"],
+        prompts=others["prompts"],
+    )
+    assert isinstance(result, StepResult)
+    return result
+
+
+def table(config: Any, result: StepResult, name: str) -> list[dict[str, Any]]:
+    return list(open_store(config).open_table(result.tables[name]).to_dict("records"))
+
+
+def write_rankings(path: Path, *rows: tuple[str, str, dict[str, float]]) -> None:
+    lines = [
+        {
+            "prompt": prompt,
+            "annotator": annotator,
+            "responses": [{"text": text, "rank": rank} for text, rank in ranks.items()],
+        }
+        for prompt, annotator, ranks in rows
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_simulated_people_rank_the_prompts_of_the_reward_splits(tmp_path: Path) -> None:
+    config = make_config(tmp_path, num_annotators=5, rankings_per_prompt=3)
+    prompts, samples = world()
+    result = run_feedback(config, prompts, samples)
+    rankings = table(config, result, "rankings")
+    wanted = {row["prompt_id"] for row in prompts if row["split"] != "sft"}
+    assert {row["prompt_id"] for row in rankings} == wanted
+    assert len(rankings) == 3 * len(wanted)
+    assert len({(row["prompt_id"], row["annotator"]) for row in rankings}) == len(rankings)
+    assert len({row["annotator"] for row in rankings}) == 5
+    texts_of: dict[str, list[str]] = {}
+    for row in samples:
+        texts_of.setdefault(row["prompt_id"], []).append(row["candidate_id"])
+    for row in rankings:
+        assert list(row["candidate_ids"]) == texts_of[row["prompt_id"]]
+        assert sorted(row["shown_order"]) == sorted(row["candidate_ids"])
+        assert min(row["ranks"]) == 1.0
+        assert pd.isna(row["created_at"])
+    assert any(list(row["shown_order"]) != list(row["candidate_ids"]) for row in rankings)
+    assert len(table(config, result, "candidates")) == len(samples)
+    assert result.facts["rankings_outside_reward_splits"] == 0
+
+
+def test_simulation_can_be_repeated_and_prompts_do_not_touch_one_another(tmp_path: Path) -> None:
+    prompts, samples = (pd.DataFrame(rows) for rows in world())
+    config = make_config(tmp_path)
+    first = list(simulate(config, samples, prompts))
+    assert first == list(simulate(config, samples, prompts))
+    assert first == list(simulate(config, samples.sample(frac=1, random_state=1), prompts))
+    few = list(simulate(config, samples, prompts.iloc[:5]))
+    assert few == first[: len(few)]
+    assert first != list(simulate(config.model_copy(update={"seed": 1}), samples, prompts))
+
+
+def test_ranks_belong_to_their_texts(tmp_path: Path) -> None:
+    """Careful people put the better of two texts first, wherever it is shown."""
+    from tasks.demo_world import gold_score
+
+    prompts, samples = (pd.DataFrame(rows) for rows in world())
+    config = make_config(tmp_path, num_annotators=1, rankings_per_prompt=1)
+    texts = dict(zip(samples["candidate_id"], samples["response"], strict=True))
+    prompt_of = dict(zip(prompts["prompt_id"], prompts["prompt"], strict=True))
+    right = wrong = 0
+    for row in simulate(config, samples, prompts):
+        gold = [gold_score(prompt_of[row["prompt_id"]], texts[i]) for i in row["candidate_ids"]]
+        for i in range(len(gold)):
+            for j in range(i):
+                if row["ranks"][i] != row["ranks"][j] and gold[i] != gold[j]:
+                    agree = (row["ranks"][i] < row["ranks"][j]) == (gold[i] > gold[j])
+                    right, wrong = right + agree, wrong + (not agree)
+    assert right > 2 * wrong
+
+
+def test_prompt_with_one_distinct_text_is_not_ranked(tmp_path: Path) -> None:
+    prompt = generate_prompts(1, 0)[0]
+    config = make_config(tmp_path)
+    with pytest.raises(InputError, match=r"no prompt of the splits reward .* raise sample\."):
+        run_feedback(config, [prompt_row(prompt, "reward")], [sample_row(prompt, 0, "a")])
+
+
+def test_settings_that_contradict(tmp_path: Path) -> None:
+    prompts, samples = world()
+    config = make_config(tmp_path, num_annotators=2, rankings_per_prompt=3)
+    with pytest.raises(InputError, match=r"rankings_per_prompt = 3 must not be above feedback.num"):
+        run_feedback(config, prompts, samples)
+    with pytest.raises(InputError, match=r"feedback.source is simulated and reads none"):
+        external(make_config(tmp_path, files=[{"path": "a.jsonl"}]))
+    with pytest.raises(InputError, match="demo_world has no files"):
+        external(make_config(tmp_path, source="file", files=[{"kind": "demo_world"}]))
+
+
+def test_no_rankings_say_what_to_do(tmp_path: Path) -> None:
+    config = make_config(tmp_path, source="file")
+    with pytest.raises(InputError, match=r"a file to feedback.files, or set feedback.source"):
+        run_feedback(config, [prompt_row("p", "reward")], [sample_row("p", 0, "a")])
+
+
+def imported_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Two texts of which one was sampled too (but for a space), and their ranking."""
+    empty = {"finish_reason": None, "response_ids": None, "response_logprobs": None}
+    rows = [
+        {**sample_row("p", i, text), **empty, "policy": "file:s", "temperature": None, "seed": None}
+        for i, text in enumerate(["both", "old"])
+    ]
+    ranking = {
+        "ranking_id": "r1",
+        "prompt_id": digest_id("p"),
+        "candidate_ids": [row["candidate_id"] for row in rows],
+        "ranks": [1.0, 2.0],
+        "scores": [9.0, 1.0],
+        "annotator": "ada",
+        "source": "old.jsonl",
+    }
+    return rows, [ranking]
+
+
+def test_files_meet_samples_and_imports(tmp_path: Path) -> None:
+    write_rankings(
+        tmp_path / "new.jsonl",
+        ("p", "ben", {"both": 1, "new": 2, "old": 3}),
+        ("p", "ben", {"new": 1, "fresh": 1}),
+    )
+    config = make_config(tmp_path, source="file", files=[{"path": "new.jsonl"}])
+    sampled = [sample_row("p", 0, " both"), sample_row("p", 3, "only sampled")]
+    prompts = [prompt_row("p", "reward")]
+    result = run_feedback(config, prompts, sampled, *imported_rows())
+    candidates = {row["response"]: row for row in table(config, result, "candidates")}
+    assert list(candidates) == [" both", "only sampled", "old", "new", "fresh"]
+    assert candidates[" both"]["policy"] == "sft"
+    assert list(candidates[" both"]["response_ids"]) == [0, 2]
+    assert list(candidates[" both"]["response_logprobs"]) == [-0.5, -1.0]
+    assert candidates["old"]["policy"] == "file:s"
+    assert candidates["old"]["response_ids"] is None
+    assert [row["sample_index"] for row in candidates.values()] == [0, 3, 4, 5, 6]
+    ids = {text: row["candidate_id"] for text, row in candidates.items()}
+    rankings = table(config, result, "rankings")
+    assert [list(row["candidate_ids"]) for row in rankings] == [
+        [ids[" both"], ids["old"]],
+        [ids[" both"], ids["new"], ids["old"]],
+        [ids["new"], ids["fresh"]],
+    ]
+    assert [list(row["ranks"]) for row in rankings] == [[1, 2], [1, 2, 3], [1, 1]]
+    assert list(rankings[0]["scores"]) == [9.0, 1.0]
+    assert result.facts["num_rankings"] == 3
+    assert result.facts["num_annotators"] == 2
+
+
+def test_ranking_on_an_unknown_prompt_is_rejected(tmp_path: Path) -> None:
+    rows = [("q", "ben", {"a": 1.0, "b": 2.0}), ("p", "ben", {"a": 1.0, "b": 2.0})]
+    write_rankings(tmp_path / "new.jsonl", *rows)
+    files = [{"path": "new.jsonl"}]
+    prompts, sampled = [prompt_row("p", "reward")], [sample_row("p", 0, "a")]
+    config = make_config(tmp_path, source="file", files=files, max_rejected_share=0.5)
+    result = run_feedback(config, prompts, sampled)
+    rejected = table(config, result, "rejected")
+    assert [(row["source"], row["line"], row["reason"]) for row in rejected] == [
+        ("new.jsonl", 1, "prompt: no source of ingest has it: 'q'")
+    ]
+    assert rejected[0]["content"].startswith('{"prompt": "q"')
+    assert result.facts["num_rankings"] == 1
+    config = make_config(tmp_path, source="file", files=files)
+    with pytest.raises(InputError, match=r"1 of 2 rows .* more than feedback.max_rejected_share"):
+        run_feedback(config, prompts, sampled)
+
+
+def test_the_same_file_twice_counts_once(tmp_path: Path) -> None:
+    write_rankings(tmp_path / "new.jsonl", ("p", "ben", {"a": 1.0, "b": 2.0}))
+    config = make_config(tmp_path, source="file", files=[{"path": "new.jsonl"}] * 2)
+    result = run_feedback(config, [prompt_row("p", "ppo")], [sample_row("p", 0, "a")])
+    assert result.facts["num_rankings"] == 1
+    assert result.facts["repeated_rankings"] == 1
+    assert result.facts["rankings_outside_reward_splits"] == 1  # told, since nothing will use it
+
+
+def test_imports_that_simulation_leaves_out_are_counted(tmp_path: Path) -> None:
+    prompts, samples = world()
+    config = make_config(tmp_path)
+    candidates, rankings = imported_rows()
+    result = run_feedback(config, prompts, samples, candidates, rankings)
+    assert result.facts["imported_rankings_left_out"] == 1
+    assert {row["source"] for row in table(config, result, "rankings")} == {"simulated"}
+
+
+def test_key_holds_the_files_content(tmp_path: Path) -> None:
+    config = make_config(tmp_path, source="file", files=[{"path": "new.jsonl"}])
+    with pytest.raises(InputError, match=r"source new.jsonl: no file at"):
+        external(config)
+    write_rankings(tmp_path / "new.jsonl", ("p", "ben", {"a": 1.0, "b": 2.0}))
+    before = external(config)
+    write_rankings(tmp_path / "new.jsonl", ("p", "ben", {"a": 2.0, "b": 1.0}))
+    assert external(config)["new.jsonl"] != before["new.jsonl"]
+    assert external(make_config(tmp_path)) == {"demo_world": "version 1"}

@@ -1,0 +1,296 @@
+"""Ingest: splits that never overlap, duplicates merged and counted, what stops a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_core.config import Source, parse_config
+from rlhf_core.errors import InputError
+from rlhf_core.records import StepResult
+from tasks.ingest import external, ingest
+from tasks.splits import SPLITS, SplitBook, assign_split, unit_hash
+from tasks.step import open_store
+from tasks.tables import digest_id
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+needs_e2e = pytest.mark.skipif(
+    not (DATA / "e2e" / "train.csv.gz").is_file(), reason="the E2E data is not there"
+)
+DEFAULT_SHARES = parse_config({}).ingest.split_shares
+SHARE_TOLERANCE = 0.012  # four standard errors of a share of 0.5 over 30,000 prompts
+
+
+def make_config(tmp_path: Path, sources: list[dict[str, Any]], **ingest_fields: Any) -> Any:
+    return parse_config(
+        {
+            "paths": {"root": str(tmp_path / "artifacts"), "data": str(tmp_path)},
+            "ingest": {"sources": sources, **ingest_fields},
+        }
+    )
+
+
+def run_ingest(tmp_path: Path, sources: list[dict[str, Any]], **fields: Any) -> StepResult:
+    result = ingest.fn(make_config(tmp_path, sources, **fields))
+    assert isinstance(result, StepResult)
+    return result
+
+
+def table(tmp_path: Path, result: StepResult, name: str) -> list[dict[str, Any]]:
+    store = open_store(make_config(tmp_path, [{"kind": "demo_world"}]))
+    return list(store.open_table(result.tables[name]).to_dict("records"))
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]]) -> None:
+    path.write_text("prompt,response\n" + "".join(f"{a},{b}\n" for a, b in rows), encoding="utf-8")
+
+
+def test_golden_splits() -> None:
+    """Frozen: another hash would move prompts of finished runs between training and evaluation."""
+    # sha256("rlhf" + "a") starts with 0xa5c3943cca1897a9, and that / 2^64 = 0.64751554950825...
+    assert unit_hash("a", "rlhf") == pytest.approx(0xA5C3943CCA1897A9 / 2**64, abs=1e-15)
+    assert unit_hash("b", "rlhf") == pytest.approx(0.6206870711805115, abs=1e-15)
+    # Shares reach 0.5 with sft, 0.7 with reward, 0.75 with reward_heldout, 0.9 with ppo.
+    golden = {
+        "a": "reward",
+        "b": "reward",
+        "name[The Vaults]": "sft",
+        "hero Pip the fox\n": "reward",
+        "café": "sft",
+        "東京": "sft",
+        "f": "reward_heldout",
+        "g": "ppo",
+    }
+    for prompt, split in golden.items():
+        assert assign_split(prompt, SPLITS, shares=DEFAULT_SHARES, salt="rlhf") == split
+
+
+def test_shares_are_met() -> None:
+    counts = dict.fromkeys(SPLITS, 0)
+    for i in range(30_000):
+        counts[assign_split(f"prompt {i}", SPLITS, shares=DEFAULT_SHARES, salt="rlhf")] += 1
+    for split in SPLITS:
+        assert counts[split] / 30_000 == pytest.approx(DEFAULT_SHARES[split], abs=SHARE_TOLERANCE)
+
+
+@given(st.text(), st.sets(st.sampled_from(SPLITS), min_size=1), st.text(max_size=3))
+def test_a_split_is_one_of_the_allowed(text: str, allowed: set[Any], salt: str) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    salt = salt.encode("utf-8", "replace").decode()
+    split = assign_split(text, allowed, shares=DEFAULT_SHARES, salt=salt)
+    assert split in allowed
+    reordered = dict(reversed(DEFAULT_SHARES.items()))
+    assert split == assign_split(text, list(allowed)[::-1], shares=reordered, salt=salt)
+
+
+def test_a_split_without_a_share_gets_nothing() -> None:
+    shares: Any = {"sft": 0.0, "ppo": 0.3}
+    for i in range(50):
+        assert assign_split(str(i), ["sft", "ppo"], shares=shares, salt="") == "ppo"
+    with pytest.raises(InputError, match=r"no share to any of sft, reward"):
+        assign_split("a", ["sft", "reward"], shares=shares, salt="")
+    assert assign_split("a", ["sft"], shares=shares, salt="") == "sft"  # fixed needs no share
+
+
+CLAIMS = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.lists(st.sampled_from(SPLITS), max_size=4)), max_size=8
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(CLAIMS, st.randoms())
+def test_order_of_sources_does_not_change_splits(claims: list[Any], random: Any) -> None:
+    def splits(ordered: list[Any]) -> dict[str, str] | None:
+        book = SplitBook("prompt")
+        try:
+            for prompt, allowed in ordered:
+                book.add(prompt, "source", allowed)
+            found = list(book.assign(shares=DEFAULT_SHARES, salt="x"))
+        except InputError:
+            return None
+        assert len({prompt_id for prompt_id, *_ in found}) == len(found)
+        return {prompt: split for _, prompt, _, split in found}
+
+    shuffled = list(claims)
+    random.shuffle(shuffled)
+    assert splits(claims) == splits(shuffled)
+
+
+def test_fixed_wins_and_two_fixed_are_an_error() -> None:
+    book = SplitBook("prompt")
+    book.add("p", "train.csv", ["sft", "ppo"])
+    book.add("p", "dev.csv", ["evaluation"])
+    book.add("p", "more.csv", [])
+    assert list(book.assign(shares=DEFAULT_SHARES, salt="")) == [
+        (digest_id("p"), "p", "dev.csv", "evaluation")
+    ]
+    with pytest.raises(InputError) as caught:
+        book.add("p", "test.csv", ["sft"])
+    assert str(caught.value) == (
+        "prompt 'p' is fixed to evaluation by source dev.csv and to sft by source test.csv; "
+        "take it out of one of them"
+    )
+
+
+def test_sources_that_allow_nothing_in_common_are_an_error() -> None:
+    book = SplitBook("prompt")
+    book.add("p", "train.csv", ["sft", "ppo"])
+    book.add("p", "ranked.jsonl", ["reward", "reward_heldout"])
+    with pytest.raises(InputError, match=r"in source train.csv and in source ranked.jsonl, whose"):
+        list(book.assign(shares=DEFAULT_SHARES, salt=""))
+
+
+def test_duplicates_are_merged_and_counted(tmp_path: Path) -> None:
+    rows = [("p", "one"), ("p", "one "), ("p", "two"), ("q", "one"), ("p ", "one")]
+    write_csv(tmp_path / "a.csv", rows)
+    write_csv(tmp_path / "b.csv", [("q", "one"), ("", "x")])
+    result = run_ingest(tmp_path, [{"path": "a.csv"}, {"path": "b.csv"}], max_rejected_share=0.5)
+    demonstrations = table(tmp_path, result, "demonstrations")
+    assert [(d["prompt_id"], d["response"], d["source"]) for d in demonstrations] == [
+        (digest_id("p"), "one", "a.csv"),
+        (digest_id("p"), "two", "a.csv"),
+        (digest_id("q"), "one", "a.csv"),
+        (digest_id("p "), "one", "a.csv"),  # a prompt is kept verbatim
+    ]
+    prompts = {row["prompt_id"]: row["split"] for row in table(tmp_path, result, "prompts")}
+    assert all(d["split"] == prompts[d["prompt_id"]] for d in demonstrations)
+    assert table(tmp_path, result, "rejected") == [
+        {"source": "b.csv", "line": 3, "reason": "prompt: empty", "content": ",x"}
+    ]
+    facts = result.facts
+    assert (facts["num_prompts"], facts["num_demonstrations"]) == (3, 4)
+    assert (facts["merged_demonstrations"], facts["rejected_rows"]) == (2, 1)
+    assert sum(int(facts[f"prompts_{split}"] or 0) for split in SPLITS) == 3
+
+
+def test_rankings_become_candidates(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [("p", "one")])
+    (tmp_path / "r.jsonl").write_text(
+        '{"prompt": "q", "annotator": "ada", "created_at": "monday", "seconds": 2, "responses": ['
+        '{"system": "s", "text": "x", "score": 1}, {"system": "t", "text": "y", "score": 5},'
+        '{"system": "u", "text": "x", "score": 3}]}\n'
+        '{"prompt": "q", "annotator": "ben", "responses": ['
+        '{"text": "z", "rank": 1}, {"text": "y", "rank": 1}]}\n'
+        '{"prompt": "q", "annotator": "ben", "responses": ['
+        '{"text": "z", "rank": 1}, {"text": "z", "rank": 2}]}\n'
+    )
+    ranked = {"path": "r.jsonl", "role": "rankings", "splits": ["reward"]}
+    result = run_ingest(tmp_path, [{"path": "a.csv", "splits": ["sft"]}, ranked])
+    candidates = table(tmp_path, result, "candidates")
+    ids = [digest_id("q", text) for text in "xyz"]
+    assert [c["candidate_id"] for c in candidates] == ids
+    assert [c["policy"] for c in candidates] == ["file:s", "file:t", "file:unknown"]
+    assert [c["sample_index"] for c in candidates] == [0, 1, 2]
+    first, second = table(tmp_path, result, "rankings")
+    assert list(first["candidate_ids"]) == ids[:2]
+    assert list(first["ranks"]) == [2.0, 1.0]
+    assert list(first["scores"]) == [2.0, 5.0]  # x has 1 and 3, the mean is 2
+    assert (first["annotator"], first["seconds"], first["created_at"]) == ("ada", 2.0, "monday")
+    assert list(second["candidate_ids"]) == [ids[2], ids[1]]
+    assert list(second["ranks"]) == [1.0, 1.0]
+    assert first["ranking_id"] != second["ranking_id"]
+    splits = {row["prompt"]: row["split"] for row in table(tmp_path, result, "prompts")}
+    assert splits == {"p": "sft", "q": "reward"}
+    assert result.facts["rankings_of_one_text"] == 1
+    assert result.facts["merged_ranked_texts"] == 2
+
+
+def test_conflict_of_files_names_both(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [("p", "one")])
+    write_csv(tmp_path / "b.csv", [("p", "two")])
+    fixed = [{"path": "a.csv", "splits": ["sft"]}, {"path": "b.csv", "splits": ["evaluation"]}]
+    with pytest.raises(InputError, match=r"'p' is fixed to sft by source a.csv and to evaluation"):
+        run_ingest(tmp_path, fixed)
+
+
+def test_split_column_must_agree_with_the_source(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,response,part\na,1,sft\nb,2,ppo\n")
+    source = {"path": "a.csv", "columns": {"split": "part"}}
+    result = run_ingest(tmp_path, [source])
+    assert [row["split"] for row in table(tmp_path, result, "prompts")] == ["sft", "ppo"]
+    with pytest.raises(InputError, match=r"a.csv:3: split: ppo is not among the source's splits"):
+        run_ingest(tmp_path, [{**source, "splits": ["sft", "reward"]}])
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    corpus = {"path": "c.jsonl", "role": "corpus"}
+    with pytest.raises(InputError, match="give no prompts; add a source of role demonstrations"):
+        run_ingest(tmp_path, [corpus])
+    with pytest.raises(InputError, match="give no demonstrations; add a source of that role"):
+        run_ingest(tmp_path, [corpus, {"path": "p.jsonl", "role": "prompts"}])
+    write_csv(tmp_path / "a.csv", [("", "one"), ("p", "")])
+    with pytest.raises(InputError, match=r"2 of 2 rows \(100.00%\) are bad"):
+        run_ingest(tmp_path, [{"path": "a.csv"}])
+
+
+def test_key_holds_content_and_world(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [("p", "one")])
+    config = make_config(tmp_path, [{"path": "a.csv"}, {"kind": "demo_world"}])
+    before = external(config)
+    assert before["demo_world"] == "version 1"
+    write_csv(tmp_path / "a.csv", [("p", "two")])
+    assert external(config)["a.csv"] != before["a.csv"]
+    (tmp_path / "a.csv").unlink()
+    with pytest.raises(InputError, match=r"no file at .*a.csv; set paths.data"):
+        external(config)
+
+
+def test_moving_the_data_changes_no_table(tmp_path: Path) -> None:
+    digests = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        write_csv(tmp_path / name / "a.csv", [("p", "one"), ("q", "two")])
+        result = run_ingest(tmp_path, [{"path": f"{name}/a.csv"}])
+        digests.append({name: artifact.digest for name, artifact in result.tables.items()})
+    assert digests[0] == digests[1]
+
+
+def test_demo_world_gives_all_but_rankings(tmp_path: Path) -> None:
+    config = {"demo_prompts": 40, "demo_corpus": 30}
+    result = run_ingest(tmp_path, [{"kind": "demo_world"}], **config)
+    prompts = table(tmp_path, result, "prompts")
+    assert len(prompts) == 40
+    assert all(row["prompt"].endswith("\n") for row in prompts)
+    assert len(table(tmp_path, result, "demonstrations")) == 40
+    assert 25 <= len(table(tmp_path, result, "corpus")) <= 30  # texts that repeat are merged
+    assert table(tmp_path, result, "rankings") == []
+    limited = run_ingest(tmp_path, [{"kind": "demo_world", "limit": 5}], **config)
+    assert limited.facts["num_prompts"] == 5
+    assert Source(kind="demo_world").path is None
+
+
+@needs_e2e
+def test_e2e(tmp_path: Path) -> None:
+    config = parse_config(
+        {
+            "paths": {"root": str(tmp_path), "data": str(DATA)},
+            "ingest": {
+                "sources": [
+                    {"path": "e2e/train.csv.gz", "splits": ["sft", "ppo", "ppo_heldout"]},
+                    {"path": "e2e/dev.csv.gz", "splits": ["evaluation"]},
+                    {
+                        "path": "e2e/rankings_quality.jsonl.gz",
+                        "role": "rankings",
+                        "splits": ["reward", "reward_heldout"],
+                    },
+                ]
+            },
+        }
+    )
+    result = ingest.fn(config)
+    facts = result.facts
+    assert facts["rejected_rows"] == 0
+    assert facts["merged_demonstrations"] == 1_193 + 151
+    trained = sum(facts[f"demonstrations_{split}"] for split in ("sft", "ppo", "ppo_heldout"))
+    assert trained == 42_061 - 1_193
+    assert facts["demonstrations_evaluation"] == 4_672 - 151
+    assert facts["prompts_evaluation"] == 547
+    assert facts["prompts_reward"] + facts["prompts_reward_heldout"] == 630
+    assert facts["num_rankings"] == 2_979
+    assert facts["rankings_of_one_text"] == 0
+    again = ingest.fn(config)
+    assert again == result

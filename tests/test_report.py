@@ -1,0 +1,322 @@
+"""The report: all there, self-contained, true to the tables, honest, and safe to open."""
+
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_run import KEPT_UPDATE, SCRIPT, GateVerdict, SyntheticRun, make_run
+
+from rlhf_core.errors import InputError
+from rlhf_core.metrics import expected_calibration_error
+from tasks.report import report, write_report
+from tasks.reporting.artifacts import MAX_BYTES, markdown
+from tasks.reporting.findings import headline, warnings
+from tasks.reporting.gather import RunData, gather
+from tasks.reporting.lineage import load_run
+from tasks.reporting.numbers import best_of_n_kl, number, reliability, seconds
+from tasks.reporting.samples import choose_samples
+
+SECTIONS = ["samples", "comparison", "ppo", "reward", "ratings", "training", "data", "doubts"]
+SECTIONS.append("lineage")
+
+
+class _Page(HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self._hidden = False
+        self.feed(text)
+        self.text = re.sub(r"\s+", " ", self.text.replace("\u00a0", " "))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._hidden = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.text += data + " "
+
+
+def _data(run: SyntheticRun) -> RunData:
+    return gather(run.config, run.results, gate=run.gate, statuses={}, store=run.store)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def folder(run: SyntheticRun) -> Path:
+    return write_report(run.config, run.results, gate=run.gate, statuses={"sft": "cached"})
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> _Page:
+    return _Page(html)
+
+
+def test_all_sections_and_figures_are_there(page: _Page) -> None:
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert [section for section in SECTIONS if section in ids] == SECTIONS
+    # forest, frontier, 12 of PPO, 3 of the reward model, 2 of ratings, 5 of training, 5 in keys
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert len(labels) == 1 + 1 + 12 + 3 + 2 + 5
+    for title in ("Win rates against SFT", "KL to SFT", "Explained variance of values", "SFT loss"):
+        assert title in labels
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(html: str, page: _Page) -> None:
+    assert not {"script", "link", "iframe", "object", "embed", "img", "base"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            assert value.startswith("#"), f"<{tag} {name}={value!r}>"
+        assert not name.startswith("on"), f"<{tag} {name}>"
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "@import" not in style
+    assert "url(" not in style
+    assert "default-src 'none'" in html
+    inside = re.findall(r"url\(([^)]*)\)", html)
+    assert all(address.startswith("#") for address in inside)  # clip paths of the same page
+
+
+def test_text_of_models_and_data_is_escaped(html: str, page: _Page) -> None:
+    assert SCRIPT not in html
+    assert "<script" not in html.lower()
+    assert page.text.count(SCRIPT) >= 2  # PPO's worst loss, and the rejected rows
+    assert SCRIPT in unescape(html)
+
+
+def test_numbers_equal_the_tables(run: SyntheticRun, page: _Page) -> None:
+    evaluation = run.store.open_table(run.results["evaluate"].tables["evaluation"])
+    values = evaluation.set_index(["model", "metric"])
+    wins = values.loc[("ppo", "win_rate")]
+    sentence = (
+        f"it wins {100 * wins['value']:.1f} % of {wins['n']} held-out prompts by the reward model "
+        f"(95 % interval {100 * wins['ci_low']:.1f} to {100 * wins['ci_high']:.1f} %)"
+    )
+    assert sentence in page.text
+    for (model, metric), row in values.iterrows():  # type: ignore[misc]
+        share = "win_rate" in metric or metric == "eos_share"
+        shown = f"{100 * row['value']:.1f} %" if share else number(row["value"])
+        assert f" {shown} " in page.text, (model, metric, shown)
+    accuracy = run.store.open_table(run.results["reward"].tables["evaluation"])
+    right = accuracy.set_index("metric")["value"]["accuracy"]
+    assert f"It is wrong on {100 * (1 - right):.1f} % of the 600 held-out pairs" in page.text
+    prompts = run.store.open_table(run.results["ingest"].tables["prompts"])
+    for split, count in prompts["split"].value_counts().items():
+        assert f" {split} {count} {count} " in page.text  # prompts, demonstrations
+    assert f"The policy of update {KEPT_UPDATE} was kept." in page.text
+    assert "response is empty 5 11" in page.text  # reason, rows, first line
+
+
+def test_run_json_holds_the_lineage(run: SyntheticRun, folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert record["seed"] == 7
+    assert record["config"] == run.config.model_dump(mode="json")
+    assert record["gate"] == {"passed": True, "reason": run.gate.reason}
+    assert list(record["artifacts"]) == list(run.results)
+    sft = record["artifacts"]["sft"]
+    assert sft["status"] == "cached"
+    assert sft["result"] == run.results["sft"].model_dump(mode="json")
+    base = run.results["pretrain"].model
+    assert base is not None
+    assert sft["manifest"]["inputs"]["pretrain.model"]["digest"] == base.digest
+    assert record["environment"]["versions"]["python"]
+    for step in run.results:
+        assert (folder / "artifacts" / step / "manifest.json").is_file()
+        assert not (folder / "artifacts" / step).readlink().is_absolute()
+
+
+def test_a_saved_run_is_read_back(run: SyntheticRun, folder: Path, tmp_path: Path) -> None:
+    saved = load_run(folder)
+    assert saved.config == run.config
+    assert saved.results == run.results
+    assert saved.gate == tuple(run.gate)
+    assert saved.statuses == {"sft": "cached"}
+    with pytest.raises(InputError, match="cannot be read"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="no valid JSON"):
+        load_run(tmp_path)
+
+
+def test_the_policy_is_exported_with_its_card(run: SyntheticRun, folder: Path) -> None:
+    policy = folder / "policy"
+    names = sorted(path.name for path in policy.iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    source = run.store.path("ppo", run.results["ppo"].key)
+    for name in names[1:]:
+        assert (policy / name).read_bytes() == (source / name).read_bytes()
+    card = (policy / "README.md").read_text(encoding="utf-8")
+    assert 'AutoModelForCausalLM.from_pretrained("policy")' in card
+    assert "| PPO | 1.24 (1.18 to 1.30) | 68.0 % (64.6 to 71.4) |" in card
+    assert "10.2 nats per sequence" in card
+    assert "## Licence" in card
+    assert "<script" not in card
+
+
+def test_a_rerun_replaces_and_leaves_other_files(tmp_path: Path) -> None:
+    first = make_run(tmp_path)
+    folder = write_report(first.config, first.results, gate=first.gate)
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    (folder / "policy" / "stale.bin").write_bytes(b"old")
+    results = {
+        name: first.results[name] for name in ("ingest", "pretrain", "sft", "rate", "reward")
+    }
+    gate = GateVerdict(False, "accuracy is too low")
+    assert write_report(first.config, results, gate=gate) == folder
+    assert not (folder / "policy").exists()
+    assert "PPO did not start" in (folder / "report.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in (folder / "artifacts").iterdir()) == sorted(results)
+    write_report(first.config, first.results, gate=first.gate)
+    assert "stale.bin" not in {path.name for path in (folder / "policy").iterdir()}
+    assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    weights = first.store.path("ppo", first.results["ppo"].key) / "model.safetensors"
+    assert weights.is_file()  # replacing the exported model leaves the artifact
+
+
+def test_the_gate_failed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, gate_failed=True)
+    folder = report.fn(run.config, results=run.results, gate=run.gate)
+    page = _Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert "PPO did not start: the reward model is not good enough" in page.text
+    assert "The reward model failed its gate" in page.text
+    assert "Calibration" in page.text
+    assert not (folder / "policy").exists()
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["gate"]["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("wins", "task_wins", "state", "words"),
+    [
+        (0.68, 0.63, "better", "The policy is better than SFT: it wins 68.0 %"),
+        (0.68, 0.50, "mixed", "is NOT shown to be better than SFT"),
+        (0.52, 0.50, "unclear", "is NOT shown to be better than SFT"),
+        (0.40, 0.50, "worse", "is NOT better than SFT, it is worse by the reward model"),
+        (0.68, 0.40, "worse", "is NOT better than SFT, it is worse by the task metric"),
+    ],
+)
+def test_the_verdict_is_honest(
+    tmp_path: Path, wins: float, task_wins: float, state: str, words: str
+) -> None:
+    # Half intervals are 0.034 (wins) and 0.031 (task): 0.52 and 0.50 contain a half.
+    verdict = headline(_data(make_run(tmp_path, ppo_wins=wins, task_wins=task_wins)))
+    assert verdict.state == state
+    assert words in verdict.sentence
+
+
+def test_warnings_name_what_has_changed(run: SyntheticRun, tmp_path: Path) -> None:
+    assert warnings(_data(run)) == []
+    guard = "update 80: KL 71.0 > 60 nats"
+    bad = make_run(tmp_path, eos_share=0.93, length=34.0, guard_reason=guard)
+    titles = [note.title for note in warnings(_data(bad))]
+    assert titles == [
+        "The guard acted during PPO",
+        "Responses have become much longer",  # 34.0 / 22.1 = 1.54 > 1.4
+        "Fewer responses come to an end",  # 0.93 / 0.986 = 0.943 < 0.98
+    ]
+
+
+def test_without_task_metric_and_agreement(tmp_path: Path) -> None:
+    run = make_run(tmp_path, task_metric=False, agreement=False)
+    folder = write_report(run.config, run.results)
+    page = _Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert "as far as the reward model can tell: it wins 68.0 %" in page.text
+    assert "This run has no task metric" in page.text
+    assert "There are no agreement numbers" in page.text
+    assert "slot_error_rate" not in page.text
+
+
+def test_a_run_of_which_nothing_is_there(run: SyntheticRun, tmp_path: Path) -> None:
+    config = run.config.model_copy(update={"name": "empty"})
+    text = (write_report(config, {}) / "report.html").read_text(encoding="utf-8")
+    assert "This run has not trained a policy yet." in text
+
+
+def test_a_damaged_table_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rollouts = run.store.path("ppo", run.results["ppo"].key) / "rollouts.parquet"
+    rollouts.write_bytes(b"damaged")
+    data = _data(run)
+    assert [note.title for note in warnings(data)] == ["Some artifacts could not be read"]
+    assert "rollouts.parquet" in warnings(data)[0].text
+    assert headline(data).state == "better"
+
+
+def test_samples_are_a_fair_draw_and_show_the_worst(run: SyntheticRun) -> None:
+    samples = choose_samples(_data(run))
+    assert samples is not None
+    assert len(samples.random) == run.config.report.samples
+    assert samples == choose_samples(_data(run))
+    assert [text.model for text in samples.random[0].texts] == ["sft", "ppo", "best_of_4"]
+    differences = [comparison.difference for comparison in samples.worst]
+    assert differences == sorted(differences)  # type: ignore[type-var]
+    assert samples.worst[0].texts[1].response == SCRIPT
+
+
+def test_prefect_gets_a_small_markdown(run: SyntheticRun) -> None:
+    data = _data(run)
+    text = markdown(data, headline(data))
+    assert len(text.encode()) < MAX_BYTES
+    assert "data:image/png;base64," in text
+    assert headline(data).sentence in text
+
+
+def test_reliability_has_the_published_calibration_error() -> None:
+    difference = np.random.default_rng(0).normal(0.7, 1.2, 500)
+    frame = pd.DataFrame({"chosen_score": difference, "rejected_score": 0.0})
+    found = reliability(frame)
+    ours = np.average(np.abs(found.confidence - found.accuracy), weights=found.num_pairs)
+    stated = 1 / (1 + np.exp(-np.concatenate([difference, -difference])))
+    outcomes = np.repeat([1.0, 0.0], 500)
+    assert ours == pytest.approx(expected_calibration_error(stated, outcomes, bins=10))
+
+
+def test_best_of_n_kl() -> None:
+    assert best_of_n_kl(1) == 0
+    assert best_of_n_kl(4) == pytest.approx(1.386294 - 0.75, abs=1e-6)  # ln 4 − 3/4
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0.0, "0"),
+        (1234, "1,234"),
+        (0.0374, "0.037"),
+        (-1.25, "−1.25"),
+        (24.54, "24.5"),
+        (3e-5, "3.00e-05"),
+    ],
+)
+def test_number(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.85, "850 ms"), (12.4, "12.4 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_seconds(value: float, text: str) -> None:
+    assert seconds(value) == text

@@ -1,0 +1,172 @@
+"""Text to tokens, padding and masks."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny import SENTENCES, tiny_lm, tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from rlhf_core.tokens import (
+    PAD,
+    collate,
+    decode_response,
+    encode_prompts,
+    encode_responses,
+    ensure_pad_token,
+    length_sorted_batches,
+    position_ids,
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def without_pad(*, pad_token: str | None = None, prefix: str = "", suffix: str = "") -> Any:
+    """A tokenizer as others ship them: no PAD (or another), perhaps BOS or EOS added by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    specials = ["<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    if prefix or suffix:
+        bpe.post_processor = TemplateProcessing(
+            single=f"{prefix} $A {suffix}".strip(), special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token=pad_token
+    )
+
+
+def test_checklist_1_trained_tokenizer_has_a_pad_that_is_not_eos() -> None:
+    assert (tokenizer().pad_token_id, tokenizer().eos_token_id) == (0, 1)
+
+
+def test_every_text_has_an_encoding_and_comes_back() -> None:
+    text = "Zażółć 😀\tunseen\nbytes"
+    (ids,) = encode_responses(tokenizer(), [text])
+    assert decode_response(tokenizer(), ids) == text
+
+
+@pytest.mark.parametrize("pad_token", [None, "</s>"], ids=["no PAD", "PAD is EOS"])
+def test_checklist_1_a_missing_or_shared_pad_is_replaced(pad_token: str | None) -> None:
+    shipped = without_pad(pad_token=pad_token)
+    model = tiny_lm(vocab_size=len(shipped), pad_token_id=None)
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert ensure_pad_token(shipped, model)
+    assert shipped.pad_token == PAD
+    assert shipped.pad_token_id == len(before)
+    assert shipped.pad_token_id != shipped.eos_token_id
+    assert model.config.pad_token_id == shipped.pad_token_id
+    assert model.config.eos_token_id == shipped.eos_token_id
+    after = model.get_input_embeddings().weight
+    assert len(after) == len(before) + 1
+    assert torch.equal(after[:-1], before)
+
+
+def test_checklist_1_a_pad_of_its_own_stays() -> None:
+    own = copy.deepcopy(tokenizer())
+    model = tiny_lm(vocab_size=len(own))
+    assert not ensure_pad_token(own, model)
+    assert own.pad_token_id == 0
+    assert len(model.get_input_embeddings().weight) == len(own)
+
+
+def test_checklist_1_a_vocabulary_with_room_is_not_resized() -> None:
+    shipped = without_pad()
+    model = tiny_lm(vocab_size=len(shipped) + 7)
+    assert ensure_pad_token(shipped, model)
+    assert len(model.get_input_embeddings().weight) == len(shipped) + 6
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    shipped = without_pad()
+    shipped.eos_token = None
+    with pytest.raises(ValueError, match="no EOS"):
+        ensure_pad_token(shipped, tiny_lm(vocab_size=len(shipped)))
+
+
+def test_checklist_3_bos_stands_once_before_the_prompt_and_never_in_the_response() -> None:
+    shipped = without_pad(prefix="<s>")
+    (prompt,), (response,) = encode_prompts(shipped, ["the cat"]), encode_responses(shipped, ["a dog"])
+    assert prompt[0] == shipped.bos_token_id
+    assert (prompt + response).count(shipped.bos_token_id) == 1
+    assert response[-1] == shipped.eos_token_id
+
+
+def test_checklist_3_an_eos_that_the_tokenizer_appends_does_not_end_the_prompt() -> None:
+    shipped = without_pad(prefix="<s>", suffix="</s>")
+    (prompt,), (response,) = encode_prompts(shipped, ["the cat"]), encode_responses(shipped, ["a dog"])
+    assert shipped.eos_token_id not in prompt
+    assert response.count(shipped.eos_token_id) == 1
+
+
+def test_checklist_3_chat_template_is_rendered_once() -> None:
+    chat = copy.deepcopy(without_pad(prefix="<s>"))
+    chat.chat_template = CHAT_TEMPLATE
+    (ids,) = encode_prompts(chat, ["the cat"])
+    # The template writes all that there is: the tokenizer's own BOS must not come on top.
+    assert chat.decode(ids) == "<user>the cat<assistant>"
+    assert ids[0] != chat.bos_token_id
+
+
+def test_checklist_3_prompt_and_response_are_tokenised_apart() -> None:
+    prompts, responses = ["the c", "a dog "], ["at sat", "ran"]
+    together = encode_prompts(tokenizer(), prompts), encode_responses(tokenizer(), responses)
+    for i in range(2):  # and each alone as in a batch
+        assert encode_prompts(tokenizer(), prompts[i : i + 1])[0] == together[0][i]
+        assert encode_responses(tokenizer(), responses[i : i + 1])[0] == together[1][i]
+        batch = collate(together[0][i : i + 1], together[1][i : i + 1], pad_id=0)
+        assert batch.input_ids[0].tolist() == together[0][i] + together[1][i]
+
+
+def test_response_without_eos_when_it_was_cut() -> None:
+    (cut,) = encode_responses(tokenizer(), ["a dog"], append_eos=False)
+    (whole,) = encode_responses(tokenizer(), ["a dog"])
+    assert whole == [*cut, 1]
+
+
+@pytest.mark.xfail(strict=True, reason="special tokens in a text are read as such")
+@pytest.mark.parametrize("special", ["<|eos|>", "<|pad|>"])
+def test_checklist_4_a_text_that_spells_a_special_token_holds_none(special: str) -> None:
+    (response,) = encode_responses(tokenizer(), [f"a {special} dog"])
+    (prompt,) = encode_prompts(tokenizer(), [f"a {special} dog"])
+    assert not {0, 1} & set(prompt + response[:-1])
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert encode_prompts(tokenizer(), []) == encode_responses(tokenizer(), []) == []
+
+
+def test_decoding_leaves_specials_and_outer_white_space_out() -> None:
+    (ids,) = encode_responses(tokenizer(), [" a dog "])
+    assert decode_response(tokenizer(), ids) == "a dog"
+
+
+def test_checklist_2_and_4_collate_pads_prompts_left_and_responses_right() -> None:
+    batch = collate([[5, 6], [7]], [[1], [8, 9, 1]], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 1, 0, 0], [0, 7, 8, 9, 1]]
+    assert batch.attention_mask.int().tolist() == [[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]
+    assert batch.response_mask.int().tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert batch.prompt_mask.int().tolist() == [[1, 1], [0, 1]]
+
+
+def test_checklist_2_positions_count_real_tokens() -> None:
+    mask = torch.tensor([[False, False, True, True, True, False]])
+    assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2, 2]]
+
+
+def test_length_sorted_batches_hold_every_index_once() -> None:
+    assert length_sorted_batches([3, 1, 2, 1, 9], 2) == [[1, 3], [2, 0], [4]]
+
+
