@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-STARTUP_SECONDS = 120.0
+STARTUP_SECONDS = 300.0
 """A fresh database migrates first: 15 s on a laptop, more on a loaded machine."""
 
 GRACE_SECONDS = 10.0

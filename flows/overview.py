@@ -71,9 +71,9 @@ def _facts(summary: RunSummary) -> Table | None:
     facts = summary.results[step].facts if step in summary.results else {}
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in facts.items():
-        if name.endswith(("_ci_low", "_ci_high")) or value is None:
+        if name.endswith(("_low", "_high")) or value is None:
             continue
-        low, high = facts.get(f"{name}_ci_low"), facts.get(f"{name}_ci_high")
+        low, high = facts.get(f"{name}_low"), facts.get(f"{name}_high")
         interval = "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
         table.add_row(name, _number(value), Text(interval, "dim"))
     return table if table.row_count else None

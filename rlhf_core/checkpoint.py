@@ -78,13 +78,14 @@ def restore_module(prefix: str, module: torch.nn.Module, tensors: dict[str, Tens
 def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """States of Python's, numpy's, torch's and CUDA's generators, as tensors and JSON."""
     version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    numpy_state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = numpy_state
     tensors = {"random.torch": torch.get_rng_state()}
     for index in range(torch.cuda.device_count()):
         tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
     state = {
         "python": [version, list(internal), gauss],
-        "numpy": [kind, keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
     }
     return tensors, state
 

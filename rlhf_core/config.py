@@ -5,6 +5,7 @@ fingerprint for the cache. Every field has a unit, a bound and a default that wo
 are errors. A field marked `RUNTIME` cannot change a result and is left out of every fingerprint.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,13 +50,19 @@ class Runtime(Section):
     """How a run uses the machine; none of it can change a result, so none is in a cache key."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Where models run; auto takes CUDA when there is one.", json_schema_extra=RUNTIME
+        "auto",
+        description="Where models run; auto takes CUDA when there is one.",
+        json_schema_extra=RUNTIME,
     )
     threads: NonNegativeInt = Field(
-        0, description="Processor threads for PyTorch; 0 leaves PyTorch's choice.", json_schema_extra=RUNTIME
+        0,
+        description="Processor threads for PyTorch; 0 leaves PyTorch's choice.",
+        json_schema_extra=RUNTIME,
     )
     log_every: PositiveInt = Field(
-        10, description="Optimizer steps between two logged training metrics.", json_schema_extra=RUNTIME
+        10,
+        description="Optimizer steps between two logged training metrics.",
+        json_schema_extra=RUNTIME,
     )
 
 
@@ -64,14 +71,18 @@ class Model(Section):
 
     base: str | None = Field(
         None,
-        description="Hugging Face hub id or local directory of a causal LM; given, pretrain is skipped.",
+        description="Hugging Face hub id or local directory of a causal LM; given, pretrain is "
+        "skipped.",
     )
     revision: str | None = Field(None, description="Revision of the hub id: branch, tag or commit.")
     context_tokens: int = Field(
         256, ge=16, le=131_072, description="Longest prompt plus response, in tokens."
     )
     vocab_size: int = Field(
-        1024, ge=260, le=262_144, description="Entries of the byte-level BPE vocabulary that is trained."
+        1024,
+        ge=260,
+        le=262_144,
+        description="Entries of the byte-level BPE vocabulary that is trained.",
     )
     hidden_size: int = Field(128, ge=8, le=16_384, description="Width of the residual stream.")
     intermediate_size: int = Field(384, ge=8, le=65_536, description="Width of the gated MLP.")
@@ -92,24 +103,31 @@ class Source(Section):
     """One source of data: files, a Hugging Face dataset, or the built-in demo world."""
 
     kind: Literal["file", "huggingface", "demo_world"] = Field(
-        "file", description="Files on disk, a dataset of the hub or a local dataset folder, or the built-in world."
+        "file",
+        description="Files on disk, a dataset of the hub or a local dataset folder, or the "
+        "built-in world.",
     )
     path: str | None = Field(
         None,
-        description="File (JSONL, JSON, CSV, Parquet, also .gz; relative to paths.data), or dataset id or folder.",
+        description="File (JSONL, JSON, CSV, Parquet, also .gz; relative to paths.data), or "
+        "dataset id or folder.",
+        json_schema_extra=RUNTIME,  # the key holds the digest of what lies there
     )
     subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset.")
     subset_split: str = Field("train", description="Split of the Hugging Face dataset to read.")
     role: Literal["corpus", "prompts", "demonstrations", "rankings"] = Field(
-        "demonstrations", description="What the rows are. demo_world gives all but rankings at once."
+        "demonstrations",
+        description="What the rows are. demo_world gives all but rankings at once.",
     )
     columns: dict[str, str] = Field(
         {},
-        description="Our field -> column of the file, e.g. {prompt: mr, response: ref}; guessed when it is clear.",
+        description="Our field -> column of the file, e.g. {prompt: mr, response: ref}; guessed "
+        "when it is clear.",
     )
     splits: list[Split] = Field(
         [],
-        description="Splits these prompts may fall into; one fixes it, several share by hash, none means all.",
+        description="Splits these prompts may fall into; one fixes it, several share by hash, none "
+        "means all.",
     )
     limit: PositiveInt | None = Field(None, description="Read at most so many rows.")
 
@@ -124,10 +142,14 @@ class Ingest(Section):
     """What comes in, and how prompts are split."""
 
     sources: list[Source] = Field(
-        [Source(kind="demo_world")], min_length=1, description="Where corpus, prompts, demonstrations and rankings come from."
+        [Source(kind="demo_world")],
+        min_length=1,
+        description="Where corpus, prompts, demonstrations and rankings come from.",
     )
     max_rejected_share: Share = Field(
-        0.01, description="Share of bad rows above which the run stops (malformed, or too long for the model)."
+        0.01,
+        description="Share of bad rows above which the run stops (malformed, or too long for the "
+        "model).",
     )
     split_shares: dict[Split, Share] = Field(
         {
@@ -162,7 +184,9 @@ class LanguageModelTraining(Section):
     epochs: NonNegativeInt = Field(1, description="Passes over the data.")
     batch_size: PositiveInt = Field(32, description="Sequences per optimizer step.")
     micro_batch_size: PositiveInt = Field(
-        64, description="Sequences per forward pass; more memory, same gradient.", json_schema_extra=RUNTIME
+        64,
+        description="Sequences per forward pass; more memory, same gradient.",
+        json_schema_extra=RUNTIME,
     )
     learning_rate: PositiveFloat = Field(1e-3, description="Peak of the AdamW learning rate.")
     final_learning_rate_share: Share = Field(
@@ -214,12 +238,16 @@ class Feedback(Section):
 
     source: Literal["simulated", "file"] = Field(
         "simulated",
-        description="simulated: annotators of the demo world rank the samples. file: rankings of ingest and of `files`.",
+        description="simulated: annotators of the demo world rank the samples. file: rankings of "
+        "ingest and of `files`.",
     )
     files: list[Source] = Field(
-        [], description="Further files of rankings; read at this step, so new ones do not repeat SFT."
+        [],
+        description="Further files of rankings; read at this step, so new ones do not repeat SFT.",
     )
-    num_annotators: PositiveInt = Field(8, description="simulated: annotators, one of them careless.")
+    num_annotators: PositiveInt = Field(
+        8, description="simulated: annotators, one of them careless."
+    )
     rankings_per_prompt: PositiveInt = Field(2, description="simulated: annotators per prompt.")
     max_rejected_share: Share = Field(
         0.01, description="Share of bad ranking rows above which the run stops."
@@ -230,15 +258,22 @@ class Rate(Section):
     """Rankings to one rating per text."""
 
     method: Literal["bradley_terry", "elo"] = Field(
-        "bradley_terry", description="Maximum a posteriori Bradley-Terry, or the sequential Elo update."
+        "bradley_terry",
+        description="Maximum a posteriori Bradley-Terry, or the sequential Elo update.",
     )
     prior_std: PositiveFloat | None = Field(
-        400.0, description="bradley_terry: standard deviation of the Gaussian prior, Elo points; null: none."
+        400.0,
+        description="bradley_terry: standard deviation of the Gaussian prior, Elo points; null: "
+        "none.",
     )
     elo_k: PositiveFloat = Field(32.0, description="elo: points that a game moves at most.")
-    elo_orders: PositiveInt = Field(20, description="elo: random orders of the games that are averaged.")
+    elo_orders: PositiveInt = Field(
+        20, description="elo: random orders of the games that are averaged."
+    )
     annotator_weights: dict[str, NonNegativeFloat] = Field(
-        {}, description="Weight of an annotator's games; 1 where not given, 0 leaves the annotator out."
+        {},
+        description="Weight of an annotator's games; 1 where not given, 0 leaves the annotator "
+        "out.",
     )
 
 
@@ -252,28 +287,38 @@ class Reward(Section):
         "last", description="Score at the last kept token, or the mean over all response tokens."
     )
     epochs: PositiveInt = Field(2, description="Passes over the ranked prompts.")
-    batch_size: PositiveInt = Field(16, description="Prompts per optimizer step, all their texts together.")
+    batch_size: PositiveInt = Field(
+        16, description="Prompts per optimizer step, all their texts together."
+    )
     micro_batch_size: PositiveInt = Field(
-        64, description="Texts per forward pass; more memory, same gradient.", json_schema_extra=RUNTIME
+        64,
+        description="Texts per forward pass; more memory, same gradient.",
+        json_schema_extra=RUNTIME,
     )
     learning_rate: PositiveFloat = Field(3e-4, description="Peak of the AdamW learning rate.")
-    final_learning_rate_share: Share = Field(0.0, description="Share of the peak at the end of the linear decay.")
+    final_learning_rate_share: Share = Field(
+        0.0, description="Share of the peak at the end of the linear decay."
+    )
     warmup_share: Share = Field(0.05, description="Share of the steps over which the rate rises.")
     weight_decay: NonNegativeFloat = Field(0.05, description="AdamW weight decay of matrices.")
     max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
     weight_pairs: bool = Field(
-        True, description="pairwise: weigh a pair by the annotators' majority, |for - against| / votes."
+        True,
+        description="pairwise: weigh a pair by the annotators' majority, |for - against| / votes.",
     )
     margin_per_400_elo: NonNegativeFloat = Field(
         0.0, description="pairwise: margin in the loss per 400 Elo points between the texts."
     )
     normalisation_texts: PositiveInt = Field(
-        1024, description="Samples of the SFT model on which scores get mean 0 and standard deviation 1."
+        1024,
+        description="Samples of the SFT model on which scores get mean 0 and standard deviation 1.",
     )
     checkpoint_every: PositiveInt = Field(
         100, description="Optimizer steps between two checkpoints.", json_schema_extra=RUNTIME
     )
-    bootstrap_samples: PositiveInt = Field(2000, description="Bootstrap resamples of prompts for intervals.")
+    bootstrap_samples: PositiveInt = Field(
+        2000, description="Bootstrap resamples of prompts for intervals."
+    )
 
 
 class Gate(Section):
@@ -281,15 +326,21 @@ class Gate(Section):
 
     enforce: bool = Field(True, description="Stop before PPO (exit code 3) when the gate fails.")
     min_accuracy: Share = Field(
-        0.5, description="The lower end of the 95 % interval of held-out pair accuracy must be above this."
+        0.5,
+        description="The lower end of the 95 % interval of held-out pair accuracy must be above "
+        "this.",
     )
     beat_length_baseline: bool = Field(
-        True, description="The accuracy must be above that of 'the longer text wins' (or the shorter)."
+        True,
+        description="The accuracy must be above that of 'the longer text wins' (or the shorter).",
     )
 
 
 class Guard(Section):
-    """Ranges that PPO must stay in, judged on the held-out prompts; outside, the last good policy is kept."""
+    """Ranges that PPO must stay in, judged on the held-out prompts.
+
+    Outside, the last good policy is kept.
+    """
 
     max_kl: PositiveFloat = Field(60.0, description="KL to the reference, nats per sequence.")
     length_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
@@ -315,36 +366,53 @@ class Ppo(Section):
     micro_batch_size: PositiveInt = Field(
         32, description="Episodes per forward pass; must divide the minibatch."
     )
-    learning_rate: PositiveFloat = Field(1e-4, description="Adam learning rate at the start; decays linearly to 0.")
+    learning_rate: PositiveFloat = Field(
+        1e-4, description="Adam learning rate at the start; decays linearly to 0."
+    )
     adam_epsilon: PositiveFloat = Field(1e-5, description="Adam's epsilon.")
-    max_grad_norm: PositiveFloat | None = Field(1.0, description="Gradients are scaled down to this norm; null: not.")
+    max_grad_norm: PositiveFloat | None = Field(
+        1.0, description="Gradients are scaled down to this norm; null: not."
+    )
     temperature: PositiveFloat = Field(
         1.0, description="Sampling temperature; every logprob divides the logits by it."
     )
     max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens.")
-    kl_coef: NonNegativeFloat = Field(0.1, description="Weight of the KL penalty (its start, when adaptive).")
+    kl_coef: NonNegativeFloat = Field(
+        0.1, description="Weight of the KL penalty (its start, when adaptive)."
+    )
     kl_controller: Literal["fixed", "adaptive"] = Field(
         "fixed", description="Keep kl_coef, or steer it towards kl_target."
     )
     kl_target: PositiveFloat = Field(6.0, description="adaptive: KL per sequence to hold, nats.")
-    kl_horizon: PositiveFloat = Field(10_000.0, description="adaptive: episodes over which the controller acts.")
+    kl_horizon: PositiveFloat = Field(
+        10_000.0, description="adaptive: episodes over which the controller acts."
+    )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
         "k1", description="Estimator of the KL in the reward; k2 and k3 change the objective."
     )
     gamma: Share = Field(1.0, description="Discount per token.")
     gae_lambda: Share = Field(0.95, description="Lambda of generalised advantage estimation.")
-    cliprange: Annotated[float, Field(gt=0, le=10)] = Field(0.2, description="Clip of the probability ratio.")
-    cliprange_value: PositiveFloat = Field(0.2, description="Clip of the values around the old ones.")
+    cliprange: Annotated[float, Field(gt=0, le=10)] = Field(
+        0.2, description="Clip of the probability ratio."
+    )
+    cliprange_value: PositiveFloat = Field(
+        0.2, description="Clip of the values around the old ones."
+    )
     vf_coef: NonNegativeFloat = Field(0.1, description="Weight of the value loss.")
-    whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation; the mean stays.")
+    whiten_rewards: bool = Field(
+        False, description="Divide rewards by their standard deviation; the mean stays."
+    )
     score_clip: PositiveFloat | None = Field(None, description="Clip scores to +- this; null: not.")
     missing_eos_penalty: NonNegativeFloat = Field(
         1.0, description="Subtracted from the (normalised) score of a response without EOS."
     )
     ratio_reference: Literal["rollout", "initial"] = Field(
-        "rollout", description="Old policy of the ratio: the one that sampled, or the frozen initial one."
+        "rollout",
+        description="Old policy of the ratio: the one that sampled, or the frozen initial one.",
     )
-    evaluate_every: PositiveInt = Field(10, description="Updates between two looks at the held-out prompts.")
+    evaluate_every: PositiveInt = Field(
+        10, description="Updates between two looks at the held-out prompts."
+    )
     heldout_prompts: PositiveInt = Field(128, description="Held-out prompts of such a look.")
     logged_episodes: NonNegativeInt = Field(
         8, description="Episodes of each looked-at update that the table rollouts keeps."
@@ -369,7 +437,8 @@ class Ppo(Section):
     def _batches_divide(self) -> "Ppo":
         if self.batch_size % self.minibatches:
             raise ValueError(
-                f"batch_size must be a multiple of minibatches = {self.minibatches}, got {self.batch_size}"
+                f"batch_size must be a multiple of minibatches = {self.minibatches}, "
+                f"got {self.batch_size}"
             )
         if self.minibatch_size % min(self.micro_batch_size, self.minibatch_size):
             raise ValueError(
@@ -382,37 +451,53 @@ class Ppo(Section):
 class Evaluate(Section):
     """SFT, PPO and best-of-n of the SFT model, compared on prompts that nothing was trained on."""
 
-    max_prompts: PositiveInt | None = Field(None, description="Use at most so many prompts; null: all.")
-    temperature: PositiveFloat = Field(1.0, description="Temperature at which the models are compared.")
+    max_prompts: PositiveInt | None = Field(
+        None, description="Use at most so many prompts; null: all."
+    )
+    temperature: PositiveFloat = Field(
+        1.0, description="Temperature at which the models are compared."
+    )
     sft_temperatures: list[PositiveFloat] = Field(
         [0.3, 0.7], description="Further temperatures at which the SFT model is tried."
     )
     greedy: bool = Field(True, description="Also decode both models greedily.")
-    best_of_n: NonNegativeInt = Field(4, description="Texts of which the reward model picks one; 0: not.")
+    best_of_n: NonNegativeInt = Field(
+        4, description="Texts of which the reward model picks one; 0: not."
+    )
     max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens.")
     batch_size: PositiveInt = Field(256, description="Texts decoded at once.")
-    bootstrap_samples: PositiveInt = Field(2000, description="Bootstrap resamples of prompts for intervals.")
+    bootstrap_samples: PositiveInt = Field(
+        2000, description="Bootstrap resamples of prompts for intervals."
+    )
     task_metric: str = Field(
-        "none", description="The recipe's own metric: none, demo_gold, slot_error_rate, or FILE.py:function."
+        "none",
+        description="The recipe's own metric: none, demo_gold, slot_error_rate, or "
+        "FILE.py:function.",
     )
 
 
 class Report(Section):
     """The report that the run ends with."""
 
-    samples: PositiveInt = Field(12, description="Prompts whose texts are shown before and after.", json_schema_extra=RUNTIME)
+    samples: PositiveInt = Field(
+        12, description="Prompts whose texts are shown before and after.", json_schema_extra=RUNTIME
+    )
 
 
 class PipelineConfig(Section):
     """A run of the whole pipeline."""
 
     name: str = Field(
-        "rlhf", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="Name of the run's folder.", json_schema_extra=RUNTIME
+        "rlhf",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="Name of the run's folder.",
+        json_schema_extra=RUNTIME,
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="bf16 runs matrix products in bfloat16 over fp32 weights; auto decides by processor and model size.",
+        description="bf16 runs matrix products in bfloat16 over fp32 weights; auto decides by "
+        "processor and model size.",
     )
     paths: Paths = Field(Paths(), json_schema_extra=RUNTIME)
     runtime: Runtime = Field(Runtime(), json_schema_extra=RUNTIME)
@@ -496,7 +581,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pipelin
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a recipe's name or file") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a recipe's name or file"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
     except yaml.YAMLError as error:
@@ -520,10 +607,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise InputError(f"--set {override}: the value is no valid YAML") from None
     if isinstance(value, str):
-        try:  # YAML 1.1 reads 1e-4 as text; a user means the number.
+        with suppress(ValueError):  # YAML 1.1 reads 1e-4 as text; a user means the number.
             value = float(value)
-        except ValueError:
-            pass
     *parents, leaf = name.strip().split(".")
     node = data
     for parent in parents:
@@ -574,7 +659,11 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     section: Any = PipelineConfig
     for part in location[:-1]:
         field = getattr(section, "model_fields", {}).get(part)
-        section = type(field.default) if field is not None and isinstance(field.default, BaseModel) else None
+        section = (
+            type(field.default)
+            if field is not None and isinstance(field.default, BaseModel)
+            else None
+        )
         if section is None:
             return "see the README for the fields of this section"
     known = list(section.model_fields)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_core.kv_cache import make_cache
 from rlhf_core.logprobs import prepare_logits
 from rlhf_core.models import CausalLM, context_tokens, load_causal_lm, num_parameters
 from rlhf_core.runtime import (
@@ -23,7 +24,6 @@ from rlhf_core.runtime import (
     resolve_precision,
 )
 from rlhf_core.tokens import (
-    Tokenizer,
     collate,
     decode_response,
     encode_prompts,
@@ -107,12 +107,10 @@ def _sample_batch(
     eos_id: int,
     generator: torch.Generator,
 ) -> list[Sampled]:
-    from transformers import DynamicCache
-
     batch = collate(prompt_ids, [[]] * len(prompt_ids), pad_id=pad_id, device=model.device)
     input_ids, attention_mask = batch.prompt_ids, batch.prompt_mask
     positions = position_ids(attention_mask)
-    cache = DynamicCache(config=model.config)
+    cache = make_cache(model.config)
     tokens = torch.full((len(prompt_ids), max_new_tokens), pad_id, device=model.device)
     logprobs = torch.zeros(len(prompt_ids), max_new_tokens, device=model.device)
     rows = torch.arange(len(prompt_ids), device=model.device)
@@ -142,7 +140,10 @@ def _sample_batch(
             rows, token, positions = rows[kept], token[kept], positions[kept]
             attention_mask, running = attention_mask[kept], running[kept]
         input_ids = token.unsqueeze(1)
-    return [_cut(ids, values, eos_id, pad_id) for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+    return [
+        _cut(ids, values, eos_id, pad_id)
+        for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)
+    ]
 
 
 def _draw(
@@ -153,8 +154,21 @@ def _draw(
     if temperature == 0:
         token = all_logprobs.argmax(-1)
     else:
-        token = torch.multinomial(all_logprobs.exp(), 1, generator=generator).squeeze(1)
+        token = _draw_by_cdf(all_logprobs.exp(), generator)
     return token, all_logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def _draw_by_cdf(
+    probabilities: Float[Tensor, "B V"], generator: torch.Generator
+) -> Int[Tensor, " B"]:
+    """Inverse transform sampling: one random number a row, where torch.multinomial draws V.
+
+    A token of probability 0 is never drawn: its step of the cumulative sum is empty.
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    uniform = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device)
+    target = uniform.double() * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 
 def _cut(ids: list[int], logprobs: list[float], eos_id: int, pad_id: int) -> Sampled:
@@ -186,8 +200,8 @@ def generate_texts(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids or len(ids) + max_new_tokens > context_tokens(model):
             raise ValueError(
-                f"prompt {prompt[:40]!r} has {len(ids)} tokens; with {max_new_tokens} new ones it must "
-                f"have at least 1 and fit into {context_tokens(model)}"
+                f"prompt {prompt[:40]!r} has {len(ids)} tokens; with {max_new_tokens} new ones it "
+                f"must have at least 1 and fit into {context_tokens(model)}"
             )
     sampled = sample(
         model,

@@ -6,6 +6,7 @@ without asking people is watched here: KL, length, missing EOS, entropy, repetit
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -59,12 +60,10 @@ def look(
         precision=precision,
     )
     responses = [one.response_ids for one in sampled]
-    options = {"pad_id": pad_id, "precision": precision}
+    options: dict[str, Any] = {"pad_id": pad_id, "precision": precision}
     scores = reward_scores(reward_model, prompt_ids, responses, **options)
     logprobs, ref_logprobs = (
-        sequence_logprobs(
-            model, prompt_ids, responses, temperature=settings.temperature, **options
-        )
+        sequence_logprobs(model, prompt_ids, responses, temperature=settings.temperature, **options)
         for model in (policy, reference)
     )
     num_tokens = sum(len(ids) for ids in responses)
@@ -113,7 +112,9 @@ Looks = Sequence[tuple[int, HeldoutLook]]
 def best_so_far(looks: Looks, settings: Ppo) -> int:
     """The update with the highest held-out score among those within the guard's ranges (else 0)."""
     reference = looks[0][1]
-    good = [(seen.score, update) for update, seen in looks if not outside(seen, reference, settings)]
+    good = [
+        (seen.score, update) for update, seen in looks if not outside(seen, reference, settings)
+    ]
     return max(good)[1] if good else 0
 
 

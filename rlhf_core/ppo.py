@@ -154,9 +154,7 @@ def train_ppo(
             state.stopped = guard_verdict(state.looks, settings)
         if state.update % settings.checkpoint_every == 0:
             save_ppo_state(work_dir, models.policy, optimizer, state)
-        progress.update(
-            state.update, score=stats["objective/score"], kl=stats["objective/kl"]
-        )
+        progress.update(state.update, score=stats["objective/score"], kl=stats["objective/kl"])
     lm.load_state_dict(state.best_weights)
     return PpoResult(
         metrics=state.metrics,
@@ -215,11 +213,20 @@ def collect_rollouts(
             rollout.old_logprobs = rollout.ref_logprobs
     _estimate_advantages(rollouts, settings)
     episodes = [
-        Episode(state.update + 1, i, prompt_indices[i], responses[i], scores[i].item(), kl_per_sequence[i].item())
+        Episode(
+            state.update + 1,
+            i,
+            prompt_indices[i],
+            responses[i],
+            scores[i].item(),
+            kl_per_sequence[i].item(),
+        )
         for i in range(len(prompts))
     ]
     lengths = [len(ids) for ids in responses]
-    entropy = sum(masked_mean(r.entropy, r.batch.response_mask).item() * r.num_tokens for r in rollouts)
+    entropy = sum(
+        masked_mean(r.entropy, r.batch.response_mask).item() * r.num_tokens for r in rollouts
+    )
     stats = {
         "objective/score": scores.mean().item(),
         "objective/kl": kl_per_sequence.mean().item(),
@@ -286,7 +293,9 @@ def _rollout(models: PpoModels, rows: list[int], batch: Batch, settings: Ppo) ->
     )
 
 
-def _prepare(models: PpoModels, logits: Float[Tensor, "B R V"], settings: Ppo) -> Float[Tensor, "B R V"]:
+def _prepare(
+    models: PpoModels, logits: Float[Tensor, "B R V"], settings: Ppo
+) -> Float[Tensor, "B R V"]:
     return prepare_logits(logits, temperature=settings.temperature, suppressed_id=models.pad_id)
 
 
@@ -342,7 +351,8 @@ def update_policy(
                     sums[name] = sums.get(name, 0.0) + value.item() * rollout.num_tokens
             if not math.isfinite(sums["policy/loss"] + sums["value/loss"]):
                 raise FloatingPointError(
-                    "PPO's loss is no longer finite; lower ppo.learning_rate or set ppo.max_grad_norm"
+                    "PPO's loss is no longer finite; lower ppo.learning_rate or set "
+                    "ppo.max_grad_norm"
                 )
             if settings.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(models.policy.parameters(), settings.max_grad_norm)

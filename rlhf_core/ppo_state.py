@@ -21,6 +21,7 @@ from rlhf_core.guard import HeldoutLook
 from rlhf_core.kl import KlController
 from rlhf_core.runtime import Metrics
 
+
 @dataclass(frozen=True)
 class Episode:
     """One sampled response with what it earned, for people to read."""
@@ -36,7 +37,7 @@ class Episode:
 
 @dataclass
 class PpoState:
-    """Where a run stands. The learning rate and the position in the prompts follow from `update`."""
+    """Where a run stands; learning rate and position in the prompts follow from `update`."""
 
     controller: KlController
     generator: torch.Generator

@@ -27,7 +27,7 @@ class TableArtifact(_Record):
 
 
 class ModelArtifact(_Record):
-    """A published Hugging Face directory: `<root>/<step>-<key>/`, with tokenizer and safetensors."""
+    """A published Hugging Face directory `<root>/<step>-<key>/`: tokenizer and safetensors."""
 
     step: str
     key: str

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ BF16_MIN_PARAMETERS = 500_000
 AVX512-BF16: 1.2 times faster at 0.9 M parameters)."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Receives how far a loop has come."""
 
@@ -55,8 +56,10 @@ def resolve_precision(name: str, *, device: torch.device, num_parameters: int) -
     `auto` follows processor features and model size only, never a timing, so that the same machine
     always chooses the same.
     """
-    if name == "fp32" or name == "bf16":
-        return name
+    if name == "fp32":
+        return "fp32"
+    if name == "bf16":
+        return "bf16"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     if device.type == "cpu" and num_parameters >= BF16_MIN_PARAMETERS and _cpu_has_bf16():

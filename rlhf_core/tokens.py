@@ -91,7 +91,7 @@ def encode_responses(
     if not responses:
         return []
     encoded = tokenizer(list(responses), add_special_tokens=False).input_ids
-    return [ids + [tokenizer.eos_token_id] if append_eos else ids for ids in encoded]
+    return [[*ids, tokenizer.eos_token_id] if append_eos else ids for ids in encoded]
 
 
 def decode_response(tokenizer: Tokenizer, response_ids: Sequence[int]) -> str:

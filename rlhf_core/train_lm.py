@@ -151,7 +151,10 @@ def _optimize(
     lengths = [len(prompt) + len(response) for prompt, response in batch]
     for rows in length_sorted_batches(lengths, settings.micro_batch_size):
         micro = collate(
-            [batch[r][0] for r in rows], [batch[r][1] for r in rows], pad_id=pad_id, device=model.device
+            [batch[r][0] for r in rows],
+            [batch[r][1] for r in rows],
+            pad_id=pad_id,
+            device=model.device,
         )
         with autocast(model.device, precision):
             logits = response_logits(model, micro)
@@ -190,9 +193,7 @@ def _checkpoint(
     save_state(folder, tensors, {"step": step, "metrics": metrics, "random": random_state})
 
 
-def _resume(
-    model: CausalLM, optimizer: torch.optim.Optimizer, folder: Path
-) -> tuple[int, Metrics]:
+def _resume(model: CausalLM, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, Metrics]:
     found = load_state(folder)
     if found is None:
         return 0, []

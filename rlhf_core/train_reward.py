@@ -5,7 +5,7 @@ All texts of a prompt go through one forward pass; a pair that nobody compared i
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +101,9 @@ def train_reward(
             stats = _optimize(model, optimizer, batch, settings, pad_id=pad_id, precision=precision)
             step += 1
             if not math.isfinite(stats["loss"]):
-                raise FloatingPointError(f"the reward model's loss is {stats['loss']} at step {step}")
+                raise FloatingPointError(
+                    f"the reward model's loss is {stats['loss']} at step {step}"
+                )
             if step % log_every == 0 or step == total_steps:
                 metrics += [(step, f"reward_model/{name}", value) for name, value in stats.items()]
             progress.update(step, loss=stats["loss"], accuracy=stats["accuracy"])
@@ -142,7 +144,9 @@ def _optimize(
         sums["loss"] += loss.item() * share
         chosen, rejected, _, _ = _pairs(group, device)
         difference = (scores[chosen] - scores[rejected]).detach()
-        sums["accuracy"] += ((difference > 0).float() + 0.5 * (difference == 0).float()).sum().item()
+        sums["accuracy"] += (
+            ((difference > 0).float() + 0.5 * (difference == 0).float()).sum().item()
+        )
         sums["margin"] += difference.sum().item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()
@@ -174,7 +178,9 @@ def _micro_batches(batch: Sequence[RatedPrompt], size: int) -> list[list[RatedPr
     return groups
 
 
-def _pairs(group: Sequence[RatedPrompt], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _pairs(
+    group: Sequence[RatedPrompt], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """chosen, rejected (rows of the group's batch), weight, Elo margin."""
     rows: list[tuple[int, int, float, float]] = []
     first = 0
@@ -202,11 +208,12 @@ def _loss(
             weight=weight if settings.weight_pairs else None,
         )
     if settings.loss == "pointwise_mse":
-        labels, loss = [t for prompt in group for t in prompt.targets], pointwise_mse_loss
+        loss: Callable[..., Float[Tensor, ""]] = pointwise_mse_loss
+        labels = [target for prompt in group for target in prompt.targets]
     else:
+        loss = pointwise_cross_entropy_loss
         elo = [points for prompt in group for points in prompt.elo]
         labels = [1 / (1 + 10 ** (-points / POINTS_PER_DECADE)) for points in elo]
-        loss = pointwise_cross_entropy_loss
     targets = torch.tensor(labels, dtype=torch.float32, device=scores.device)
     if settings.score_at == "last":
         return loss(scores, targets, torch.ones_like(targets, dtype=torch.bool))
@@ -239,7 +246,9 @@ def normalise(model: RewardModel, scores: Float[Tensor, " N"]) -> None:
     """
     deviation = float(scores.std(unbiased=False))
     if not math.isfinite(deviation) or deviation < 1e-8:
-        raise ValueError(f"the reward model scores all samples alike (standard deviation {deviation})")
+        raise ValueError(
+            f"the reward model scores all samples alike (standard deviation {deviation})"
+        )
     mean = float(scores.mean())
     model.gain, model.bias = model.gain / deviation, (model.bias - mean) / deviation
 

@@ -33,7 +33,7 @@ HEADLINE = {
     ("sft", "task_win_rate_vs_demonstrations"),
     ("reward_model", "task_accuracy"),
 }
-"""(model, metric) that also go into the step's facts: what the overview and the report open with."""
+"""(model, metric) that also go into the step's facts: what overview and report open with."""
 Floats = NDArray[np.float64]
 
 
@@ -99,7 +99,9 @@ def evaluate(
     frame = _evaluation_prompts(run, prompts)
     models, pool = _sample_models(run, frame, sft, policy, reward_model, demonstrations)
     metric = _score_task(run, list(frame["prompt"]), models)
-    weights = np.array([metric.weights(p) for p in frame["prompt"]] if metric else np.ones(len(frame)))
+    weights = np.array(
+        [metric.weights(p) for p in frame["prompt"]] if metric else np.ones(len(frame))
+    )
     higher = metric.higher_is_better if metric else True
     tables = Comparison(run.config, weights, higher)
     rows = tables.rows(models)
@@ -126,7 +128,9 @@ def _evaluation_prompts(run: StepRun, prompts: TableArtifact) -> "pd.DataFrame":
     if run.config.evaluate.max_prompts is not None:
         frame = frame.iloc[: run.config.evaluate.max_prompts]
     if len(frame) < 2:
-        raise InputError("evaluate: fewer than 2 prompts are in the split evaluation; see ingest.split_shares")
+        raise InputError(
+            "evaluate: fewer than 2 prompts are in the split evaluation; see ingest.split_shares"
+        )
     return frame
 
 
@@ -174,7 +178,9 @@ def _sample_models(
         ("sft", lm, settings.temperature, 1),
         ("ppo", trained, settings.temperature, 1),
     ]
-    plan += [(f"sft_t{t:g}", lm, t, 1) for t in settings.sft_temperatures if t != settings.temperature]
+    plan += [
+        (f"sft_t{t:g}", lm, t, 1) for t in settings.sft_temperatures if t != settings.temperature
+    ]
     if settings.greedy:
         plan += [("sft_greedy", lm, 0.0, 1), ("ppo_greedy", trained, 0.0, 1)]
     if settings.best_of_n:
@@ -243,7 +249,9 @@ def _score_task(run: StepRun, prompts: Sequence[str], models: dict[str, Texts]) 
         for texts in models.values():
             pairs = zip(prompts, texts.responses, strict=True)
             try:
-                texts.task = np.array([metric.score(prompt, response) for prompt, response in pairs], dtype=float)
+                texts.task = np.array(
+                    [metric.score(prompt, response) for prompt, response in pairs], dtype=float
+                )
             except ValueError as error:
                 raise InputError(f"evaluate.task_metric {metric.name}: {error}") from None
     return metric
@@ -273,7 +281,9 @@ class Comparison:
 
         def mean(texts: Texts, metric: str, values: Floats, weights: Floats | None = None) -> None:
             value = float(np.average(values, weights=weights))
-            rows.append(self._row(texts.model, metric, value, self._interval(values, weights), len(values)))
+            rows.append(
+                self._row(texts.model, metric, value, self._interval(values, weights), len(values))
+            )
 
         for texts in models.values():
             mean(texts, "score", texts.scores)
@@ -281,7 +291,15 @@ class Comparison:
             mean(texts, "eos_share", texts.eos)
             if not np.isnan(texts.kl).any():
                 mean(texts, "kl", texts.kl)
-            rows.append(self._row(texts.model, "distinct_2", distinct_n(texts.response_ids, 2), None, len(texts.responses)))
+            rows.append(
+                self._row(
+                    texts.model,
+                    "distinct_2",
+                    distinct_n(texts.response_ids, 2),
+                    None,
+                    len(texts.responses),
+                )
+            )
             if texts.task is not None:
                 mean(texts, "task_metric", texts.task, self.weights)
             if texts is not sft:
@@ -289,10 +307,21 @@ class Comparison:
                 mean(texts, "win_rate", outcomes)
                 controlled = length_controlled_win_rate(outcomes, texts.lengths, sft.lengths)
                 interval = length_controlled_interval(
-                    outcomes, texts.lengths, sft.lengths,
-                    num_samples=min(500, self.settings.bootstrap_samples), seed=self.seed,
+                    outcomes,
+                    texts.lengths,
+                    sft.lengths,
+                    num_samples=min(500, self.settings.bootstrap_samples),
+                    seed=self.seed,
                 )
-                rows.append(self._row(texts.model, "length_controlled_win_rate", controlled, interval, len(outcomes)))
+                rows.append(
+                    self._row(
+                        texts.model,
+                        "length_controlled_win_rate",
+                        controlled,
+                        interval,
+                        len(outcomes),
+                    )
+                )
             if texts.task is None:
                 continue
             rivals = {"task_win_rate": sft, "task_win_rate_vs_best_sft": best}
@@ -300,7 +329,9 @@ class Comparison:
                 rivals["task_win_rate_vs_demonstrations"] = models[DEMONSTRATIONS]
             for metric, rival in rivals.items():
                 if rival is not texts and rival.task is not None:
-                    mean(texts, metric, win_outcomes(self.sign * texts.task, self.sign * rival.task))
+                    mean(
+                        texts, metric, win_outcomes(self.sign * texts.task, self.sign * rival.task)
+                    )
             base = models.get("sft_greedy") if texts.model == "ppo_greedy" else sft
             if base is not None and base is not texts and base.task is not None:
                 # The same prompts on both sides: far narrower than two separate intervals.
@@ -337,13 +368,17 @@ class Comparison:
         return [row]
 
     def best_sft(self, models: dict[str, Texts]) -> str:
-        """The decoding of the SFT model with the best task metric (or score, where there is none)."""
+        """The decoding of the SFT model with the best task metric (or score, without one)."""
+
         def quality(texts: Texts) -> float:
             if texts.task is None:
                 return float(texts.scores.mean())
             return self.sign * float(np.average(texts.task, weights=self.weights))
 
-        return max((name for name in models if name.startswith("sft")), key=lambda name: quality(models[name]))
+        return max(
+            (name for name in models if name.startswith("sft")),
+            key=lambda name: quality(models[name]),
+        )
 
     def _interval(self, values: Floats, weights: Floats | None = None) -> tuple[float, float]:
         from rlhf_core.metrics import bootstrap_interval

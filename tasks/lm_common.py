@@ -1,4 +1,4 @@
-"""What the steps that run models share: set-up by the configuration, and the rule for long prompts."""
+"""What the steps that run models share: set-up, and the rule for texts that are too long."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,12 +55,15 @@ def fitting(
     kept = [index for index, length in enumerate(lengths) if 0 < length <= limit]
     num_long = len(lengths) - len(kept)
     if num_long:
-        run.log(f"{run.step}: {num_long} of {len(lengths)} {what} do not fit into {limit} tokens and are left out")
+        run.log(
+            f"{run.step}: {num_long} of {len(lengths)} {what} do not fit into {limit} tokens "
+            "and are left out"
+        )
     run.fact(f"too_long_{what.replace(' ', '_')}", num_long)
     if not kept or num_long > max_share * len(lengths):
         raise InputError(
             f"{run.step}: {num_long} of {len(lengths)} {what} do not fit into {limit} tokens "
-            f"(longest: {max(lengths, default=0)}), more than ingest.max_rejected_share = {max_share:g}; "
-            "raise model.context_tokens, lower max_new_tokens, or shorten the texts"
+            f"(longest: {max(lengths, default=0)}), more than ingest.max_rejected_share = "
+            f"{max_share:g}; raise model.context_tokens, lower max_new_tokens, or shorten the texts"
         )
     return kept

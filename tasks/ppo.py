@@ -43,12 +43,19 @@ def ppo(
         if name == "ppo_heldout":
             chosen = chosen.iloc[: settings.heldout_prompts]
         if chosen.empty:
-            raise InputError(f"ppo: no prompt is in the split {name}; see ingest.split_shares and the sources' splits")
+            raise InputError(
+                f"ppo: no prompt is in the split {name}; see ingest.split_shares and the "
+                "sources' splits"
+            )
         texts[name] = list(chosen["prompt"])
         ids[name] = encode_prompts(tokenizer, texts[name])
         what = "prompts" if name == "ppo" else "held-out prompts"
         kept = fitting(
-            run, what, [len(i) for i in ids[name]], limit=limit, max_share=config.ingest.max_rejected_share
+            run,
+            what,
+            [len(i) for i in ids[name]],
+            limit=limit,
+            max_share=config.ingest.max_rejected_share,
         )
         texts[name], ids[name] = [texts[name][k] for k in kept], [ids[name][k] for k in kept]
     with run.progress("PPO", settings.updates, "updates") as progress:
@@ -73,7 +80,10 @@ def ppo(
     run.fact("optimizer_steps", result.optimizer_steps)
     run.fact("guard", result.stopped or None)
     if result.stopped:
-        run.log(f"ppo: the guard stopped the training at {result.stopped}; the policy of update {result.best_update} is kept")
+        run.log(
+            f"ppo: the guard stopped the training at {result.stopped}; the policy of update "
+            f"{result.best_update} is kept"
+        )
     rollouts = [
         {
             "update": episode.update,

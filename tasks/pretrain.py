@@ -15,7 +15,7 @@ HELD_OUT_BLOCKS = 64
 
 @step(version=1, sections=("model", "pretrain", "seed", "precision"))
 def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
-    """Train a byte-level BPE tokenizer and a Llama decoder from scratch, next token by next token."""
+    """Train a byte-level BPE tokenizer and a Llama decoder from scratch, next token by token."""
     from rlhf_core.models import build_causal_lm, num_parameters, save_causal_lm
     from rlhf_core.runtime import seed_everything
     from rlhf_core.tokens import encode_responses, train_tokenizer
@@ -25,7 +25,8 @@ def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
     texts = list(run.read(corpus)["text"])
     if not texts:
         raise InputError(
-            "pretrain: the corpus is empty; add a source with role corpus, or name a checkpoint in model.base"
+            "pretrain: the corpus is empty; add a source with role corpus, or name a checkpoint in "
+            "model.base"
         )
     tokenizer = train_tokenizer(texts, config.model.vocab_size)
     seed_everything(config.seed)  # the random weights depend on it
@@ -34,7 +35,11 @@ def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
     length = min(config.pretrain.sequence_tokens, config.model.context_tokens)
     blocks = pack(encode_responses(tokenizer, texts), length)
     held_out = blocks[:: max(1, len(blocks) // HELD_OUT_BLOCKS)] if len(blocks) > 1 else []
-    trained = [block for index, block in enumerate(blocks) if index % max(1, len(blocks) // HELD_OUT_BLOCKS)]
+    trained = [
+        block
+        for index, block in enumerate(blocks)
+        if index % max(1, len(blocks) // HELD_OUT_BLOCKS)
+    ]
     metrics = []
     if config.pretrain.epochs and trained:
         steps = -(-len(trained) // config.pretrain.batch_size) * config.pretrain.epochs
@@ -52,7 +57,9 @@ def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
                 progress=progress,
             )
     if held_out:
-        loss = mean_loss(model, held_out, pad_id=tokenizer.pad_token_id, precision=machine.precision)
+        loss = mean_loss(
+            model, held_out, pad_id=tokenizer.pad_token_id, precision=machine.precision
+        )
         run.fact("validation_loss", round(loss, 6))
     run.fact("num_parameters", num_parameters(model))
     run.fact("vocabulary", len(tokenizer))
@@ -80,8 +87,9 @@ def find_checkpoint(config: PipelineConfig) -> Path:
         )
     if not list(folder.glob("*.safetensors")):
         raise InputError(
-            f"model.base: {folder} has no *.safetensors (pickled weights are not read); convert it once with: "
-            f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{base}').save_pretrained('{folder}')\""
+            f"model.base: {folder} has no *.safetensors (pickled weights are not read); convert it "
+            'once with: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{base}').save_pretrained('{folder}')\""
         )
     return folder
 
@@ -94,7 +102,9 @@ def _fetch(base: str, revision: str | None) -> Path:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(base, revision=revision, allow_patterns=patterns))
     except HFValidationError:
-        raise InputError(f"model.base: {base} is no directory, and no id of the Hugging Face hub") from None
+        raise InputError(
+            f"model.base: {base} is no directory, and no id of the Hugging Face hub"
+        ) from None
     except Exception as error:  # the hub's client raises a dozen kinds; all mean "not to be had"
         reason = str(error).split("\n")[0][:160]
         raise InputError(

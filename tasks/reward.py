@@ -50,7 +50,9 @@ def reward(
         run, tokenizer, run.read(prompts), run.read(candidates), run.read(ratings), pairs, limit
     )
     if not rated["reward"]:
-        raise InputError("reward: no rated prompt is in the split reward; see the splits of the rankings' source")
+        raise InputError(
+            "reward: no rated prompt is in the split reward; see the splits of the rankings' source"
+        )
     steps = -(-len(rated["reward"]) // settings.batch_size) * settings.epochs
     with run.progress("training the reward model", steps, "steps") as progress:
         metrics = train_reward(
@@ -65,7 +67,9 @@ def reward(
             progress=progress,
         )
     reward_model.eval()
-    scores = _score_samples(run, reward_model, tokenizer, run.read(prompts), run.read(sampled), machine)
+    scores = _score_samples(
+        run, reward_model, tokenizer, run.read(prompts), run.read(sampled), machine
+    )
     try:
         normalise(reward_model, scores)
     except ValueError as error:
@@ -74,12 +78,12 @@ def reward(
     run.write("pair_scores", frame)
     rows = _judge(frame, settings.bootstrap_samples, config.seed)
     run.write("evaluation", rows)
-    for row in rows.itertuples():
-        if row.split == "reward_heldout":
-            run.fact(row.metric, row.value)
-            if row.ci_low is not None and not np.isnan(row.ci_low):
-                run.fact(f"{row.metric}_low", row.ci_low)
-                run.fact(f"{row.metric}_high", row.ci_high)
+    for row in rows.to_dict("records"):
+        if row["split"] == "reward_heldout":
+            run.fact(row["metric"], row["value"])
+            if row["ci_low"] is not None and not np.isnan(row["ci_low"]):
+                run.fact(f"{row['metric']}_low", row["ci_low"])
+                run.fact(f"{row['metric']}_high", row["ci_high"])
     run.fact("gain", reward_model.gain)
     run.fact("bias", reward_model.bias)
     reward_model.save(tokenizer, run.model_out("reward_model"))
@@ -109,9 +113,13 @@ def rated_prompts(
 
     rated = ratings.merge(candidates.drop(columns="prompt_id"), on="candidate_id")
     rated = rated.merge(prompts[["prompt_id", "prompt", "split"]], on="prompt_id")
-    rated = rated[rated["split"].isin(SPLITS)].sort_values(["prompt_id", "candidate_id"], ignore_index=True)
+    rated = rated[rated["split"].isin(SPLITS)].sort_values(
+        ["prompt_id", "candidate_id"], ignore_index=True
+    )
     response_ids = encode_responses(tokenizer, list(rated["response"]))
-    for row, (ids, reason) in enumerate(zip(rated["response_ids"], rated["finish_reason"], strict=True)):
+    for row, (ids, reason) in enumerate(
+        zip(rated["response_ids"], rated["finish_reason"], strict=True)
+    ):
         if ids is not None:  # the very tokens that were sampled
             response_ids[row] = [int(token) for token in ids]
         elif reason == "length":
@@ -119,7 +127,9 @@ def rated_prompts(
     prompt_ids = encode_prompts(tokenizer, list(rated["prompt"]))
     lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
     kept = set(
-        fitting(run, "rated texts", lengths, limit=limit, max_share=run.config.ingest.max_rejected_share)
+        fitting(
+            run, "rated texts", lengths, limit=limit, max_share=run.config.ingest.max_rejected_share
+        )
     )
     by_prompt = {str(key): rows for key, rows in pairs.groupby("prompt_id", sort=False)}
     result: dict[str, list[RatedPrompt]] = {split: [] for split in SPLITS}
@@ -129,11 +139,20 @@ def rated_prompts(
             continue
         index = {rated["candidate_id"][row]: i for i, row in enumerate(rows)}
         chosen = by_prompt.get(str(prompt_id))
-        compared = [] if chosen is None else [
-            (index[p.chosen_id], index[p.rejected_id], float(p.weight), float(p.elo_margin))
-            for p in chosen.itertuples()
-            if p.chosen_id in index and p.rejected_id in index
-        ]
+        compared = (
+            []
+            if chosen is None
+            else [
+                (
+                    index[pair["chosen_id"]],
+                    index[pair["rejected_id"]],
+                    float(pair["weight"]),
+                    float(pair["elo_margin"]),
+                )
+                for pair in chosen.to_dict("records")
+                if pair["chosen_id"] in index and pair["rejected_id"] in index
+            ]
+        )
         result[group["split"].iloc[0]].append(
             RatedPrompt(
                 prompt_ids=prompt_ids[rows[0]],
@@ -189,11 +208,17 @@ def _scored_pairs(
         chosen, rejected = pair_scores(
             reward_model, prompts, pad_id=tokenizer.pad_token_id, precision=machine.precision
         )
-        rows = [(number, prompt, *pair) for number, prompt in enumerate(prompts) for pair in prompt.pairs]
+        rows = [
+            (number, prompt, *pair)
+            for number, prompt in enumerate(prompts)
+            for pair in prompt.pairs
+        ]
         frames.append(
             pd.DataFrame(
                 {
-                    "pair_id": [digest_id(split, str(n), str(a), str(b)) for n, _, a, b, _, _ in rows],
+                    "pair_id": [
+                        digest_id(split, str(n), str(a), str(b)) for n, _, a, b, _, _ in rows
+                    ],
                     "prompt_id": [digest_id(split, str(n)) for n, *_ in rows],
                     "split": split,
                     "weight": [weight for *_, weight, _ in rows],
@@ -231,9 +256,15 @@ def _judge(frame: "pd.DataFrame", bootstrap_samples: int, seed: int) -> "pd.Data
         probabilities = 1 / (1 + np.exp(-np.concatenate([difference, -difference])))
         outcomes = np.concatenate([np.ones(len(pairs)), np.zeros(len(pairs))])
         values = {
-            "accuracy": (float(right.mean()), bootstrap_interval(right, groups=groups, num_samples=bootstrap_samples, seed=seed)),
+            "accuracy": (
+                float(right.mean()),
+                bootstrap_interval(right, groups=groups, num_samples=bootstrap_samples, seed=seed),
+            ),
             # Whichever of "the longer wins" and "the shorter wins" does better.
-            "length_baseline_accuracy": (float(max(longer.mean(), 1 - longer.mean())), (None, None)),
+            "length_baseline_accuracy": (
+                float(max(longer.mean(), 1 - longer.mean())),
+                (None, None),
+            ),
             "chance": (0.5, (None, None)),
             "length_correlation": (_correlation(difference, tokens), (None, None)),
             "ece": (expected_calibration_error(probabilities, outcomes), (None, None)),
@@ -273,7 +304,11 @@ def check_gate(config: PipelineConfig, reward_result: StepResult) -> GateVerdict
     gate, facts = config.ppo.gate, reward_result.facts
     accuracy, low = facts.get("accuracy"), facts.get("accuracy_low")
     if accuracy is None or low is None:
-        return GateVerdict(False, "no pairs of at least two held-out prompts, so the reward model cannot be judged; give the split reward_heldout a share")
+        return GateVerdict(
+            False,
+            "no pairs of at least two held-out prompts, so the reward model cannot be judged; give "
+            "the split reward_heldout a share",
+        )
     length = facts["length_baseline_accuracy"]
     assert isinstance(accuracy, float)
     assert isinstance(low, float)
@@ -281,11 +316,16 @@ def check_gate(config: PipelineConfig, reward_result: StepResult) -> GateVerdict
     faults = []
     if low <= gate.min_accuracy:
         faults.append(
-            f"the lower end of the 95 % interval of its held-out accuracy, {low:.3f} (accuracy {accuracy:.3f}), "
-            f"is not above {gate.min_accuracy:g}"
+            f"the lower end of the 95 % interval of its held-out accuracy, {low:.3f} (accuracy "
+            f"{accuracy:.3f}), is not above {gate.min_accuracy:g}"
         )
     if gate.beat_length_baseline and accuracy <= length:
-        faults.append(f"its held-out accuracy {accuracy:.3f} is not above {length:.3f}, that of the text's length alone")
+        faults.append(
+            f"its held-out accuracy {accuracy:.3f} is not above {length:.3f}, that of the text's "
+            "length alone"
+        )
     if faults:
         return GateVerdict(False, "the reward model is not good enough: " + "; and ".join(faults))
-    return GateVerdict(True, f"held-out accuracy {accuracy:.3f}, lower end {low:.3f}, length alone {length:.3f}")
+    return GateVerdict(
+        True, f"held-out accuracy {accuracy:.3f}, lower end {low:.3f}, length alone {length:.3f}"
+    )

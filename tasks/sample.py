@@ -27,7 +27,9 @@ def sample(run: StepRun, *, model: ModelArtifact, prompts: TableArtifact) -> Non
     if settings.max_prompts is not None:
         frame = frame.iloc[: settings.max_prompts]
     if frame.empty:
-        raise InputError("sample: no prompt is in the splits reward and reward_heldout; see ingest.split_shares")
+        raise InputError(
+            "sample: no prompt is in the splits reward and reward_heldout; see ingest.split_shares"
+        )
     lm, tokenizer = load_causal_lm(run.model_dir(model))
     machine = set_up_machine(run, lm)
     prompt_ids = encode_prompts(tokenizer, list(frame["prompt"]))
@@ -38,7 +40,9 @@ def sample(run: StepRun, *, model: ModelArtifact, prompts: TableArtifact) -> Non
         limit=context_tokens(lm) - settings.max_new_tokens,
         max_share=run.config.ingest.max_rejected_share,
     )
-    shards = [kept[i : i + settings.shard_prompts] for i in range(0, len(kept), settings.shard_prompts)]
+    shards = [
+        kept[i : i + settings.shard_prompts] for i in range(0, len(kept), settings.shard_prompts)
+    ]
     frames: list[pd.DataFrame] = []
     total = len(kept) * settings.samples_per_prompt
     with run.progress("sampling texts to rank", total, "texts") as progress:

@@ -19,7 +19,10 @@ def sft(
     frame = run.read(demonstrations)
     frame = frame[frame["split"] == "sft"]
     if frame.empty:
-        raise InputError("sft: no demonstration is in the split sft; see ingest.split_shares and the sources' splits")
+        raise InputError(
+            "sft: no demonstration is in the split sft; see ingest.split_shares and the sources' "
+            "splits"
+        )
     frame = frame.merge(run.read(prompts)[["prompt_id", "prompt"]], on="prompt_id")
     model, tokenizer = load_causal_lm(run.model_dir(base))
     machine = set_up_machine(run, model)
@@ -32,8 +35,12 @@ def sft(
     ids = sorted(set(frame["prompt_id"].iloc[kept]))
     num_held_out = min(int(len(ids) * config.sft.validation_share), len(ids) - 1)
     held_out = set(ids[:num_held_out])  # ids are hashes: their order is random
-    examples = [(prompt_ids[i], response_ids[i]) for i in kept if frame["prompt_id"].iloc[i] not in held_out]
-    validation = [(prompt_ids[i], response_ids[i]) for i in kept if frame["prompt_id"].iloc[i] in held_out]
+    examples = [
+        (prompt_ids[i], response_ids[i]) for i in kept if frame["prompt_id"].iloc[i] not in held_out
+    ]
+    validation = [
+        (prompt_ids[i], response_ids[i]) for i in kept if frame["prompt_id"].iloc[i] in held_out
+    ]
     steps = -(-len(examples) // config.sft.batch_size) * config.sft.epochs
     with run.progress("fine-tuning on demonstrations", steps, "steps") as progress:
         metrics = train_lm(
@@ -50,7 +57,9 @@ def sft(
         )
     run.fact("demonstrations", len(examples))
     if validation:
-        loss = mean_loss(model, validation, pad_id=tokenizer.pad_token_id, precision=machine.precision)
+        loss = mean_loss(
+            model, validation, pad_id=tokenizer.pad_token_id, precision=machine.precision
+        )
         run.fact("validation_loss", round(loss, 6))
     save_causal_lm(model, tokenizer, run.model_out("causal_lm"))
     run.save_metrics(metrics)

@@ -37,7 +37,7 @@ _reported: set[tuple[str, str]] = set()
 """(folder, fault) pairs that this process has logged: a hit is checked several times in a row."""
 
 
-class ArtifactDamaged(RuntimeError):  # noqa: N818
+class ArtifactDamaged(RuntimeError):
     """A published artifact is gone or its bytes are not those that were published."""
 
     def __init__(self, step: str, key: str, reason: str) -> None:

@@ -16,7 +16,10 @@ def ragged(lengths: list[int], *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor
     """Rewards, values and mask of rows of these lengths; garbage behind the mask."""
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths))
-    rewards, values = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    rewards, values = (
+        torch.randn(shape, generator=generator),
+        torch.randn(shape, generator=generator),
+    )
     mask = torch.arange(shape[1]).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
     return rewards.masked_fill(~mask, 1e6), values.masked_fill(~mask, -1e6), mask
 
@@ -117,4 +120,6 @@ def test_checklist_13_rewards_of_a_sequence_sum_to_score_less_kl() -> None:
     scores = torch.tensor([1.0, 2.0, 3.0])
     rewards = token_rewards(scores, kl, mask, kl_coef=0.3)
     per_sequence = kl.masked_fill(~mask, 0.0).sum(1)
-    assert rewards.sum(1).tolist() == pytest.approx((scores - 0.3 * per_sequence).tolist(), abs=TOLERANCE)
+    assert rewards.sum(1).tolist() == pytest.approx(
+        (scores - 0.3 * per_sequence).tolist(), abs=TOLERANCE
+    )

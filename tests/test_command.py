@@ -120,7 +120,7 @@ def summary(**outcomes: str) -> RunSummary:
     result = StepResult(
         step="evaluate",
         key="0" * 16,
-        facts={"task_win_rate": 0.61, "task_win_rate_ci_low": 0.55, "task_win_rate_ci_high": 0.67},
+        facts={"task_win_rate": 0.61, "task_win_rate_low": 0.55, "task_win_rate_high": 0.67},
     )
     done = [StepOutcome(step=name, outcome=outcomes.get(name, "cached")) for name in STEPS]
     return RunSummary(name="t", outcomes=done, results={"evaluate": result})

@@ -23,7 +23,9 @@ def test_checklist_11_the_three_estimators_by_hand() -> None:
     for kind, value in expected.items():
         actual = estimate_kl(logprobs, ref_logprobs, kind)  # type: ignore[arg-type]
         assert actual.item() == pytest.approx(value, abs=TOLERANCE), kind
-    assert estimate_kl(logprobs, ref_logprobs).item() == pytest.approx(expected["k1"], abs=TOLERANCE)
+    assert estimate_kl(logprobs, ref_logprobs).item() == pytest.approx(
+        expected["k1"], abs=TOLERANCE
+    )
 
 
 def test_checklist_11_k1_and_k3_are_unbiased_and_k2_is_not() -> None:
@@ -40,7 +42,9 @@ def test_checklist_11_k2_has_the_gradient_of_the_kl_as_a_loss() -> None:
     logits = torch.tensor([[0.3, -1.0, 0.5]], requires_grad=True)
     q = torch.tensor([[0.3, 0.3, 0.4]])
     log_p = logits.log_softmax(-1)
-    (expected,) = torch.autograd.grad((log_p.exp() * (log_p - q.log())).sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(
+        (log_p.exp() * (log_p - q.log())).sum(), logits, retain_graph=True
+    )
     gradients = {}
     for kind in ("k1", "k2", "k3"):
         loss = (log_p.exp().detach() * estimate_kl(log_p, q.log(), kind)).sum()  # type: ignore[arg-type]

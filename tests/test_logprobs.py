@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from tiny import PAD
 
 from rlhf_core.logprobs import prepare_logits, token_entropy, token_logprobs
-from tiny import PAD
 
 TOLERANCE = 1e-6
 
@@ -39,7 +39,9 @@ def test_checklist_1_pad_is_outside_the_log_softmax() -> None:
 def test_checklist_1_pad_receives_no_gradient() -> None:
     logits = random_logits().requires_grad_(True)
     prepared = prepare_logits(logits, temperature=1.3, suppressed_id=PAD)
-    (token_logprobs(prepared, torch.ones(2, 3, dtype=torch.long)) + token_entropy(prepared)).sum().backward()
+    (
+        token_logprobs(prepared, torch.ones(2, 3, dtype=torch.long)) + token_entropy(prepared)
+    ).sum().backward()
     assert logits.grad is not None
     assert (logits.grad[..., PAD] == 0).all()
     assert (logits.grad[..., 1:] != 0).all()

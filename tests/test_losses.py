@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import tiny_lm
 
 from rlhf_core.losses import (
     lm_loss,
@@ -13,7 +14,6 @@ from rlhf_core.losses import (
     ppo_policy_loss,
     ppo_value_loss,
 )
-from tiny import tiny_lm
 
 TOLERANCE = 1e-6
 
@@ -47,7 +47,11 @@ def test_checklist_17_the_clip_is_pessimistic() -> None:
     ratio = torch.tensor([[0.5, 1.5]])
     advantages = torch.tensor([[1.0, -1.0]])
     loss, stats = ppo_policy_loss(
-        ratio.log(), torch.zeros(1, 2), advantages, torch.ones(1, 2, dtype=torch.bool), cliprange=0.2
+        ratio.log(),
+        torch.zeros(1, 2),
+        advantages,
+        torch.ones(1, 2, dtype=torch.bool),
+        cliprange=0.2,
     )
     assert loss.item() == pytest.approx((-0.5 + 1.5) / 2, abs=TOLERANCE)
     assert stats["clipfrac"].item() == 0.0
@@ -91,7 +95,8 @@ def test_checklist_11_no_gradient_through_what_was_measured_before() -> None:
 
 def test_checklist_17_value_clip_by_hand() -> None:
     # old 0, new (1, 0.1, -), returns (2, 1): clip to 0.2:
-    # max((1-2)^2, (0.2-2)^2) = 3.24 (clipped); (0.1-1)^2 = 0.81 both; third: new -1, return -2 -> 3.24
+    # max((1-2)^2, (0.2-2)^2) = 3.24 (clipped); (0.1-1)^2 = 0.81 both;
+    # third: new -1, return -2: max(1, (-0.2+2)^2) = 3.24 (clipped)
     values = torch.tensor([[1.0, 0.1, 9.0], [-1.0, 9.0, 9.0]])
     returns = torch.tensor([[2.0, 1.0, 0.0], [-2.0, 0.0, 0.0]])
     loss, stats = ppo_value_loss(values, torch.zeros(2, 3), returns, MASK, cliprange_value=0.2)

@@ -50,7 +50,9 @@ def refill(batch: Batch, filler: int = FILLER) -> Batch:
 
 
 def test_built_model_has_the_asked_shape() -> None:
-    shape = Model(hidden_size=32, intermediate_size=48, num_layers=3, num_heads=2, context_tokens=40)
+    shape = Model(
+        hidden_size=32, intermediate_size=48, num_layers=3, num_heads=2, context_tokens=40
+    )
     model = build_causal_lm(shape, tokenizer())
     vocab = len(tokenizer())
     # Embedding (tied) + per layer: attention 4·32², MLP 3·32·48, two norms of 32; last norm 32.
@@ -80,8 +82,12 @@ def test_checklist_2_padding_never_matters(tmp_path: Path, score_at: str) -> Non
         for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
             alone, length = batch_of([prompt], [response]), len(response)
             alone_logits, alone_values = policy(alone)
-            torch.testing.assert_close(logits[row, :length], alone_logits[0], atol=TOLERANCE, rtol=0)
-            torch.testing.assert_close(values[row, :length], alone_values[0], atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(
+                logits[row, :length], alone_logits[0], atol=TOLERANCE, rtol=0
+            )
+            torch.testing.assert_close(
+                values[row, :length], alone_values[0], atol=TOLERANCE, rtol=0
+            )
             torch.testing.assert_close(scores[row], scorer(alone)[0], atol=TOLERANCE, rtol=0)
             torch.testing.assert_close(
                 token_scores[row, :length], scorer.token_scores(alone)[0], atol=TOLERANCE, rtol=0
@@ -197,7 +203,7 @@ def test_token_scores_need_a_family_that_has_them(tmp_path: Path) -> None:
         max_position_embeddings=32, word_embed_proj_dim=32, pad_token_id=PAD, eos_token_id=EOS,
     )  # fmt: skip
     OPTForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="reward.score_at=token"):
+    with pytest.raises(ValueError, match=r"reward\.score_at=token"):
         RewardModel.from_causal_lm(tmp_path, score_at="token")
 
 

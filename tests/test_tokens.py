@@ -98,7 +98,10 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
 
 def test_checklist_3_bos_stands_once_before_the_prompt_and_never_in_the_response() -> None:
     shipped = without_pad(prefix="<s>")
-    (prompt,), (response,) = encode_prompts(shipped, ["the cat"]), encode_responses(shipped, ["a dog"])
+    (prompt,), (response,) = (
+        encode_prompts(shipped, ["the cat"]),
+        encode_responses(shipped, ["a dog"]),
+    )
     assert prompt[0] == shipped.bos_token_id
     assert (prompt + response).count(shipped.bos_token_id) == 1
     assert response[-1] == shipped.eos_token_id
@@ -106,7 +109,10 @@ def test_checklist_3_bos_stands_once_before_the_prompt_and_never_in_the_response
 
 def test_checklist_3_an_eos_that_the_tokenizer_appends_does_not_end_the_prompt() -> None:
     shipped = without_pad(prefix="<s>", suffix="</s>")
-    (prompt,), (response,) = encode_prompts(shipped, ["the cat"]), encode_responses(shipped, ["a dog"])
+    (prompt,), (response,) = (
+        encode_prompts(shipped, ["the cat"]),
+        encode_responses(shipped, ["a dog"]),
+    )
     assert shipped.eos_token_id not in prompt
     assert response.count(shipped.eos_token_id) == 1
 
@@ -168,5 +174,3 @@ def test_checklist_2_positions_count_real_tokens() -> None:
 
 def test_length_sorted_batches_hold_every_index_once() -> None:
     assert length_sorted_batches([3, 1, 2, 1, 9], 2) == [[1, 3], [2, 0], [4]]
-
-

@@ -1,4 +1,4 @@
-"""Tiny random models and data that the tests of `rlhf_core` share. Everything is seeded and fp32."""
+"""Tiny random models and data that the tests of `rlhf_core` share, all seeded and fp32."""
 
 import copy
 import math
@@ -29,7 +29,16 @@ SENTENCES = [
 ]
 
 PROMPTS = [[5], [6, 3], [2, 9, 4], [8, 8, 8, 8], [10, 3, 5, 2, 9], [4, 12], [11], [3, 3, 13]]
-RESPONSES = [[4, EOS], [9, 9, 2, 6, EOS], [EOS], [7, 7, 7, 12, 13, 2], [3, EOS], [6, 2, EOS], [2], [5, 4, 3, EOS]]
+RESPONSES = [
+    [4, EOS],
+    [9, 9, 2, 6, EOS],
+    [EOS],
+    [7, 7, 7, 12, 13, 2],
+    [3, EOS],
+    [6, 2, EOS],
+    [2],
+    [5, 4, 3, EOS],
+]
 """EOS first, without EOS, one token: every legal kind of response."""
 
 
@@ -92,9 +101,11 @@ def gpt2_with_dropout(seed: int = 0) -> Any:
     return GPT2LMHeadModel(config).eval()
 
 
-def tiny_reward_model(folder: Path, seed: int = 0, *, score_at: str = "last") -> RewardModel:
+def tiny_reward_model(
+    folder: Path, seed: int = 0, *, score_at: str = "last", std: float = 0.3
+) -> RewardModel:
     """A reward model from a tiny LM that is saved in `folder` on the way."""
-    tiny_lm(seed).save_pretrained(folder)
+    tiny_lm(seed, std=std).save_pretrained(folder)
     torch.manual_seed(seed)
     model = RewardModel.from_causal_lm(folder, score_at=score_at)
     model.reset_head()
@@ -134,9 +145,7 @@ def ppo_models(
     )
 
 
-LENIENT = Guard(
-    max_kl=1e6, length_ratio=(1e-6, 1e6), min_eos_share=0.0, min_distinct_ratio=0.0
-)
+LENIENT = Guard(max_kl=1e6, length_ratio=(1e-6, 1e6), min_eos_share=0.0, min_distinct_ratio=0.0)
 """A guard that never acts."""
 
 

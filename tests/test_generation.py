@@ -1,0 +1,164 @@
+"""The decode loop: what it samples, and with which logprobs."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny import EOS, PAD, PROMPTS, VOCAB, batch_of, greedy, tiny_lm
+
+from rlhf_core import generation
+from rlhf_core.generation import Sampled, sample
+from rlhf_core.logprobs import prepare_logits, token_logprobs
+from rlhf_core.models import response_logits
+
+TOLERANCE = 5e-5
+"""fp32: a KV cache against one forward pass."""
+
+
+def draw(
+    model: Any, prompts: list[list[int]] = PROMPTS, *, seed: int = 0, **changes: Any
+) -> list[Sampled]:
+    options = {
+        "temperature": 1.0,
+        "max_new_tokens": 12,
+        "pad_id": PAD,
+        "eos_id": EOS,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    return sample(model, prompts, **(options | changes))
+
+
+def biased_lm(token: int, amount: float) -> Any:
+    """A model whose logit of one token is raised everywhere."""
+    model = tiny_lm(std=0.05)
+    head = torch.nn.Linear(32, VOCAB)
+    torch.nn.init.zeros_(head.bias)
+    with torch.no_grad():
+        head.weight.copy_(model.lm_head.weight)
+        head.bias[token] = amount
+    model.lm_head = head
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 3.0])
+def test_checklist_1_pad_is_never_sampled(temperature: float) -> None:
+    found = draw(biased_lm(PAD, 100.0), temperature=temperature)
+    assert all(PAD not in one.response_ids for one in found)
+    # PAD takes no share either: the tokens that remain are near uniform.
+    assert all(value > -math.log(VOCAB) - 1 for one in found for value in one.logprobs)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_checklist_2_7_and_8_sampled_logprobs_are_those_of_the_training_forward(
+    temperature: float,
+) -> None:
+    model, prompts = tiny_lm(), PROMPTS * 4
+    found = draw(model, prompts, temperature=temperature)
+    assert {one.finish_reason for one in found} == {"eos", "length"}
+    batch = batch_of(prompts, [one.response_ids for one in found])
+    with torch.no_grad():
+        logits = prepare_logits(
+            response_logits(model, batch), temperature=temperature, suppressed_id=PAD
+        )
+        logprobs = token_logprobs(logits, batch.response_ids)
+    for row, one in enumerate(found):
+        expected = torch.tensor(one.logprobs)
+        torch.testing.assert_close(logprobs[row, : len(expected)], expected, atol=TOLERANCE, rtol=0)
+
+
+def test_checklist_6_and_7_tokens_come_with_their_probabilities() -> None:
+    model, temperature, draws = tiny_lm(), 1.5, 4000
+    found = draw(
+        model, [[5, 6]] * draws, temperature=temperature, max_new_tokens=1, batch_size=draws
+    )
+    counts = torch.bincount(torch.tensor([one.response_ids[0] for one in found]), minlength=VOCAB)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[5, 6]])).logits[:, -1]
+    expected = prepare_logits(logits, temperature=temperature, suppressed_id=PAD).softmax(-1)[0]
+    # Five standard errors of a share; nothing is cut off at the top or the bottom.
+    error = 5 * (expected * (1 - expected) / draws).sqrt() + 1e-4
+    assert ((counts / draws - expected).abs() <= error).all()
+    assert (counts[expected > 0.005] > 0).all()
+
+
+def test_checklist_6_a_generation_config_of_the_checkpoint_does_not_leak_in() -> None:
+    model = tiny_lm()
+    before = draw(model)
+    model.generation_config.update(
+        do_sample=True,
+        top_k=1,
+        top_p=0.1,
+        repetition_penalty=9.0,
+        temperature=0.01,
+        min_new_tokens=9,
+    )
+    assert draw(model) == before
+
+
+def test_checklist_5_eos_first_and_no_eos_are_legal() -> None:
+    first = draw(biased_lm(EOS, 100.0))
+    assert all(one.response_ids == [EOS] and one.finish_reason == "eos" for one in first)
+    assert all(one.logprobs == [pytest.approx(0.0, abs=1e-6)] for one in first)
+    never = draw(biased_lm(EOS, -100.0), max_new_tokens=5)
+    assert all(len(one.response_ids) == 5 and one.finish_reason == "length" for one in never)
+    assert all(math.isfinite(value) for one in never for value in one.logprobs)
+
+
+def test_checklist_4_a_response_ends_with_its_first_eos() -> None:
+    for one in draw(tiny_lm(), PROMPTS * 8):
+        assert len(one.response_ids) == len(one.logprobs) <= 12
+        assert EOS not in one.response_ids[:-1]
+        assert (one.response_ids[-1] == EOS) == (one.finish_reason == "eos")
+        assert one.finish_reason == "eos" or len(one.response_ids) == 12
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_checklist_2_batched_decoding_is_decoding_alone(family: str) -> None:
+    model = tiny_lm() if family == "llama" else sliding_window_lm()
+    together = greedy(model, PROMPTS)
+    assert len({len(one.response_ids) for one in together}) > 1
+    for prompt, one in zip(PROMPTS, together, strict=True):
+        (alone,) = greedy(model, [prompt])
+        assert alone.response_ids == one.response_ids
+        assert alone.logprobs == pytest.approx(one.logprobs, abs=TOLERANCE)
+
+
+def sliding_window_lm() -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(3)
+    config = MistralConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, sliding_window=6,
+        initializer_range=0.3, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None,
+    )  # fmt: skip
+    return MistralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.1])
+def test_dropping_finished_rows_changes_nothing(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_lm()
+    monkeypatch.setattr(generation, "COMPACT_SHARE", 0.0)  # never drops
+    kept = greedy(model, PROMPTS)
+    monkeypatch.setattr(generation, "COMPACT_SHARE", share)  # 1.1: after every end
+    dropped = greedy(model, PROMPTS)
+    assert [one.response_ids for one in dropped] == [one.response_ids for one in kept]
+    for one, other in zip(dropped, kept, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=TOLERANCE)
+
+
+def test_same_seed_same_texts_other_seed_other_texts() -> None:
+    model = tiny_lm()
+    assert draw(model, seed=1) == draw(model, seed=1)
+    assert draw(model, seed=1) != draw(model, seed=2)
+
+
+def test_results_are_in_the_order_of_the_prompts_for_any_batch_size() -> None:
+    model = tiny_lm()
+    whole = [one.response_ids for one in greedy(model, PROMPTS)]
+    for batch_size in (1, 3):
+        found = draw(model, temperature=0.0, batch_size=batch_size)
+        assert [one.response_ids for one in found] == whole

@@ -1,0 +1,280 @@
+"""The reward model: its loss, its rule, its normalisation, its resumption."""
+
+import copy
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import (
+    EOS,
+    LOVED,
+    PAD,
+    PROMPTS,
+    KillAt,
+    StoppedError,
+    batch_of,
+    largest_difference,
+    same_weights,
+    tiny_reward_model,
+    tokenizer,
+)
+
+from rlhf_core.config import Reward
+from rlhf_core.models import RewardModel
+from rlhf_core.scoring import reward_scores
+from rlhf_core.train_reward import RatedPrompt, normalise, pair_scores, train_reward
+
+TOLERANCE = 1e-5
+MOMENT_TOLERANCE = 1e-5
+LEARNT_ACCURACY = 0.95
+
+
+def rated(seed: int, *, num_prompts: int = 6) -> list[RatedPrompt]:
+    """Texts of 3 to 8 tokens; the more often `LOVED` stands in one, the better it is."""
+    rng = random.Random(seed)
+    result: list[RatedPrompt] = []
+    while len(result) < num_prompts:
+        responses = [
+            [rng.choice([LOVED, LOVED, *range(2, 13)]) for _ in range(rng.randint(3, 8))] + [EOS]
+            for _ in range(rng.randint(2, 4))
+        ]
+        counts = [ids.count(LOVED) for ids in responses]
+        mean = sum(counts) / len(counts)
+        pairs = [
+            (a, b, rng.choice([0.5, 1.0]), 100.0 * (counts[a] - counts[b]))
+            for a in range(len(counts))
+            for b in range(len(counts))
+            if counts[a] > counts[b]
+        ]
+        if not pairs:
+            continue
+        result.append(
+            RatedPrompt(
+                prompt_ids=rng.choice(PROMPTS),
+                response_ids=responses,
+                targets=[count - mean for count in counts],
+                elo=[100.0 * (count - mean) for count in counts],
+                pairs=pairs,
+            )
+        )
+    return result
+
+
+def training(**changes: Any) -> Reward:
+    settings = {"epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 2}
+    return Reward(**(settings | changes))
+
+
+def train(
+    model: RewardModel,
+    folder: Path,
+    prompts: list[RatedPrompt],
+    *,
+    progress: Any = None,
+    **changes: Any,
+) -> Any:
+    return train_reward(
+        model,
+        prompts,
+        settings=training(**changes),
+        pad_id=PAD,
+        seed=0,
+        work_dir=folder,
+        precision="fp32",
+        log_every=1,
+        progress=progress,
+    )
+
+
+ONE_STEP = {
+    "epochs": 1, "batch_size": 8, "learning_rate": 1.0, "warmup_share": 0.0, "max_grad_norm": 1e9,
+}  # fmt: skip
+
+
+@pytest.fixture
+def plain_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGD with rate 1: the difference of the weights is the gradient."""
+    monkeypatch.setattr(
+        "rlhf_core.train_reward.build_optimizer",
+        lambda model, rate, decay: torch.optim.SGD(model.parameters(), lr=1.0),
+    )
+
+
+def one_prompt() -> RatedPrompt:
+    return RatedPrompt(
+        prompt_ids=[5, 6],
+        response_ids=[[7, EOS], [3, 4, EOS], [2]],
+        targets=[1.0, -1.0, 0.5],
+        elo=[200.0, -300.0, 100.0],
+        pairs=[(0, 1, 1.0, 500.0), (2, 1, 0.25, 400.0)],
+    )
+
+
+def first_losses(tmp_path: Path, model: RewardModel, **changes: Any) -> dict[str, float]:
+    metrics = train(model, tmp_path / "work", [one_prompt()], **(ONE_STEP | changes))
+    return {name.removeprefix("reward_model/"): value for _, name, value in metrics}
+
+
+@pytest.mark.parametrize(("weight_pairs", "margin"), [(True, 0.0), (False, 0.0), (True, 0.8)])
+def test_pairs_and_their_order_by_hand(tmp_path: Path, weight_pairs: bool, margin: float) -> None:
+    model = tiny_reward_model(tmp_path / "lm")
+    prompt = one_prompt()
+    a, b, c = reward_scores(
+        model, [prompt.prompt_ids] * 3, prompt.response_ids, pad_id=PAD
+    ).tolist()
+    stats = first_losses(tmp_path, model, weight_pairs=weight_pairs, margin_per_400_elo=margin)
+    # Pairs: text 0 over text 1 (margin 500 points), text 2 over text 1 (400 points).
+    losses = [
+        math.log1p(math.exp(-(a - b - margin * 500 / 400))),
+        math.log1p(math.exp(-(c - b - margin * 400 / 400))),
+    ]
+    weights = [1.0, 0.25] if weight_pairs else [1.0, 1.0]
+    expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    assert stats["loss"] == pytest.approx(expected, abs=TOLERANCE)
+    assert stats["margin"] == pytest.approx((a - b + c - b) / 2, abs=TOLERANCE)
+    assert stats["accuracy"] == ((a > b) + (c > b)) / 2
+
+
+@pytest.mark.parametrize("score_at", ["last", "token"])
+def test_pointwise_losses_by_hand(tmp_path: Path, score_at: str) -> None:
+    prompt = one_prompt()
+    lengths = [len(ids) for ids in prompt.response_ids]
+    copies = [1] * 3 if score_at == "last" else lengths
+    for loss in ("pointwise_mse", "pointwise_cross_entropy"):
+        model = tiny_reward_model(tmp_path / "lm", score_at=score_at)
+        rows: list[list[float]] = []
+        for response in prompt.response_ids:
+            with torch.no_grad():
+                scores = model.token_scores(batch_of([prompt.prompt_ids], [response]))[0].tolist()
+            rows.append(scores[-1:] if score_at == "last" else scores)
+        if loss == "pointwise_mse":
+            terms = [(s - t) ** 2 for row, t in zip(rows, prompt.targets, strict=True) for s in row]
+        else:
+            labels = [1 / (1 + 10 ** (-points / 400)) for points in prompt.elo]
+            terms = [
+                p * math.log1p(math.exp(-s)) + (1 - p) * math.log1p(math.exp(s))
+                for row, p in zip(rows, labels, strict=True)
+                for s in row
+            ]
+        assert len(terms) == sum(copies)
+        stats = first_losses(tmp_path / loss, model, loss=loss, score_at=score_at)
+        assert stats["loss"] == pytest.approx(sum(terms) / len(terms), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("score_at", ["last", "token"])
+@pytest.mark.parametrize("loss", ["pairwise", "pointwise_mse", "pointwise_cross_entropy"])
+def test_checklist_18_micro_batches_give_the_gradient_of_the_whole(
+    loss: str, score_at: str, tmp_path: Path, plain_sgd: None
+) -> None:
+    start = tiny_reward_model(tmp_path / "lm", score_at=score_at)
+    whole, split = copy.deepcopy(start), copy.deepcopy(start)
+    options = {**ONE_STEP, "loss": loss, "score_at": score_at}
+    expected = train(whole, tmp_path / "whole", rated(0), micro_batch_size=64, **options)
+    actual = train(split, tmp_path / "split", rated(0), micro_batch_size=1, **options)
+    assert largest_difference(whole, start) > 0.01
+    assert largest_difference(whole, split) < 5 * TOLERANCE
+    for (_, _, one), (_, _, other) in zip(expected, actual, strict=True):
+        assert one == pytest.approx(other, abs=TOLERANCE)
+
+
+def test_checklist_23_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    # 6 prompts in batches of 2: 6 steps; killed after step 5, resumed from 4.
+    start = tiny_reward_model(tmp_path / "lm")
+    straight, killed, resumed = (copy.deepcopy(start) for _ in range(3))
+    expected = train(straight, tmp_path / "straight", rated(0))
+    with pytest.raises(StoppedError):
+        train(killed, tmp_path / "killed", rated(0), progress=KillAt(5))
+    actual = train(resumed, tmp_path / "killed", rated(0))
+    assert same_weights(resumed, straight)
+    assert actual == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "score_at"),
+    [
+        ("pairwise", "last"),
+        ("pairwise", "token"),
+        ("pointwise_mse", "last"),
+        ("pointwise_cross_entropy", "token"),
+    ],
+)
+def test_learning_a_planted_rule(loss: str, score_at: str, tmp_path: Path) -> None:
+    model = tiny_reward_model(tmp_path / "lm", score_at=score_at, std=0.1)
+    before = pair_accuracy(model, rated(2, num_prompts=60))
+    train(
+        model, tmp_path / "work", rated(1, num_prompts=200), loss=loss, score_at=score_at,
+        epochs=6, batch_size=16, learning_rate=5e-3, checkpoint_every=999,
+    )  # fmt: skip
+    assert before < 0.7
+    assert pair_accuracy(model.eval(), rated(2, num_prompts=60)) > LEARNT_ACCURACY
+
+
+def pair_accuracy(model: RewardModel, prompts: list[RatedPrompt]) -> float:
+    chosen, rejected = pair_scores(model, prompts, pad_id=PAD, precision="fp32")
+    assert len(chosen) == sum(len(prompt.pairs) for prompt in prompts)
+    return (chosen > rejected).float().mean().item()
+
+
+@pytest.mark.parametrize("score_at", ["last", "token"])
+def test_checklist_12_normalised_scores_have_mean_0_and_deviation_1(
+    score_at: str, tmp_path: Path
+) -> None:
+    model = tiny_reward_model(tmp_path / "lm", score_at=score_at)
+    prompts = rated(3, num_prompts=20)
+    texts = [(p.prompt_ids, ids) for p in prompts for ids in p.response_ids]
+    pair = [list(column) for column in zip(*texts, strict=True)]
+    before = reward_scores(model, *pair, pad_id=PAD)
+    for _ in range(2):  # a second time changes nothing
+        normalise(model, reward_scores(model, *pair, pad_id=PAD))
+        scores = reward_scores(model, *pair, pad_id=PAD)
+        assert scores.mean().item() == pytest.approx(0.0, abs=MOMENT_TOLERANCE)
+        assert scores.std(unbiased=False).item() == pytest.approx(1.0, abs=MOMENT_TOLERANCE)
+    torch.testing.assert_close(
+        scores, (before - before.mean()) / before.std(unbiased=False), atol=1e-4, rtol=0
+    )
+    model.save(tokenizer(), tmp_path / "saved")
+    loaded = reward_scores(RewardModel.load(tmp_path / "saved"), *pair, pad_id=PAD)
+    torch.testing.assert_close(loaded, scores, atol=TOLERANCE, rtol=0)
+
+
+def test_checklist_12_scores_that_are_all_alike_are_refused(tmp_path: Path) -> None:
+    model = tiny_reward_model(tmp_path / "lm")
+    with pytest.raises(ValueError, match="scores all samples alike"):
+        normalise(model, torch.ones(5))
+    with pytest.raises(ValueError, match="scores all samples alike"):
+        normalise(model, torch.tensor([1.0, float("nan")]))
+
+
+@pytest.mark.xfail(strict=True, reason="_loss_weight gives the int 0, checked as a float")
+def test_prompts_without_a_pair_teach_nothing(tmp_path: Path) -> None:
+    model = tiny_reward_model(tmp_path / "lm")
+    start = copy.deepcopy(model)
+    lonely = [RatedPrompt([5], [[7, EOS], [3, EOS]], targets=[0.0, 0.0], elo=[0.0, 0.0], pairs=[])]
+    metrics = train(model, tmp_path / "work", lonely)
+    assert same_weights(model, start)
+    assert all(value == 0.0 for _, _, value in metrics)
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    model = tiny_reward_model(tmp_path / "lm")
+    with torch.no_grad():
+        model.classifier.score.weight.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="step 1"):
+        train(model, tmp_path / "work", rated(0))
+
+
+@pytest.mark.xfail(strict=True, reason="the last batch is logged, not all since the last log")
+def test_logged_metrics_are_means_over_the_batches_since_the_last(tmp_path: Path) -> None:
+    start = tiny_reward_model(tmp_path / "lm")
+    each = train(copy.deepcopy(start), tmp_path / "each", rated(0), epochs=1)
+    losses = [value for _, name, value in each if name == "reward_model/loss"]
+    some = train_reward(
+        copy.deepcopy(start), rated(0), settings=training(epochs=1), pad_id=PAD, seed=0,
+        work_dir=tmp_path / "some", precision="fp32", log_every=3,
+    )  # fmt: skip
+    assert {name: value for _, name, value in some}["reward_model/loss"] == pytest.approx(
+        sum(losses) / 3, abs=TOLERANCE
+    )
