@@ -1,6 +1,7 @@
 """What the user sees at the end of a run, of a plan, and of `rlhf report`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,32 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
 
 STYLES = {"run": "green", "cached": "cyan", "skipped": "dim", "not reached": "yellow"}
+
+WINS = (
+    ("PPO wins against SFT by {metric}", "ppo/task_win_rate"),
+    ("PPO wins against {best} by {metric}", "ppo/task_win_rate_vs_best_sft"),
+    ("PPO wins against SFT by the reward model", "ppo/win_rate"),
+    ("the same at equal length", "ppo/length_controlled_win_rate"),
+)
+"""Label and fact; shares with a 95 % interval."""
+
+MODELS = (
+    ("{metric}", "task_metric"),
+    ("reward model's score", "score"),
+    ("KL to SFT, nats per text", "kl"),
+    ("length, tokens", "length"),
+    ("distinct-2", "distinct_2"),
+    ("share that ends with EOS", "eos_share"),
+)
+"""Label and the part of the fact behind `sft/` and `ppo/`."""
+
+REWARD_MODEL = (
+    ("reward model right on held-out pairs", "accuracy"),
+    ("the text's length alone is right", "length_baseline_accuracy"),
+)
+"""Label and fact, shown where PPO did not start."""
+
+Facts = Mapping[str, float | int | str | bool | None]
 
 
 def output_console() -> Console:
@@ -37,9 +64,9 @@ def overview(
     headline = _headline(folder)
     if headline:
         parts += [Text(headline), ""]
-    facts = _facts(summary)
-    if facts is not None:
-        parts += [facts, ""]
+    for table in _facts(summary):
+        if table.row_count:
+            parts += [table, ""]
     parts.append(_places(folder))
     parts.append(
         Text(f"{duration(seconds)} in all, at most {peak_bytes / 2**30:.2f} GiB of memory", "dim")
@@ -65,21 +92,48 @@ def _headline(folder: Path) -> str:
         return ""
 
 
-def _facts(summary: RunSummary) -> Table | None:
-    """The numbers that evaluate (or, when PPO did not start, reward) gives to people."""
-    step = "evaluate" if "evaluate" in summary.results else "reward"
-    facts = summary.results[step].facts if step in summary.results else {}
+def _facts(summary: RunSummary) -> list[Table]:
+    """The headline numbers of evaluate, or of reward when PPO did not start."""
+    if "evaluate" in summary.results:
+        facts = summary.results["evaluate"].facts
+        metric = str(facts.get("task_metric") or "the task metric")
+        best = str(facts.get("best_sft") or "sft").replace("sft", "SFT").replace("_", " ")
+        wins = tuple((label.format(metric=metric, best=best), name) for label, name in WINS)
+        return [_shares(facts, wins), _models(facts, metric)]
+    if "reward" in summary.results:
+        return [_shares(summary.results["reward"].facts, REWARD_MODEL)]
+    return []
+
+
+def _shares(facts: Facts, rows: Sequence[tuple[str, str]]) -> Table:
+    """Label, percent and interval of the facts that are there."""
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in facts.items():
-        if name.endswith(("_low", "_high")) or value is None:
+    for label, name in rows:
+        value, low, high = (facts.get(name + end) for end in ("", "_low", "_high"))
+        if not isinstance(value, int | float):
             continue
-        low, high = facts.get(f"{name}_low"), facts.get(f"{name}_high")
-        interval = "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
-        table.add_row(name, _number(value), Text(interval, "dim"))
-    return table if table.row_count else None
+        known = isinstance(low, int | float) and isinstance(high, int | float)
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]" if known else ""
+        table.add_row(label, f"{100 * value:.1f} %", Text(interval, "dim"))
+    return table
+
+
+def _models(facts: Facts, metric: str) -> Table:
+    """SFT and PPO side by side."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for model in ("SFT", "PPO"):
+        table.add_column(model, justify="right")
+    for label, name in MODELS:
+        values = [facts.get(f"{model}/{name}") for model in ("sft", "ppo")]
+        if any(value is not None for value in values):
+            table.add_row(label.format(metric=metric), *(_number(value) for value in values))
+    return table
 
 
 def _number(value: Any) -> str:
+    if value is None:
+        return ""
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

@@ -61,7 +61,7 @@ def gae(
     rewards = rewards.masked_fill(~response_mask, 0.0)
     values = values.masked_fill(~response_mask, 0.0)
     advantages = torch.zeros_like(rewards)
-    next_advantage = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.sum(1)
+    next_advantage = rewards.new_zeros(len(rewards))
     next_value = torch.zeros_like(next_advantage)
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 STATE_FILE = "state.safetensors"
+STATE_KEY = "json"
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -25,7 +26,9 @@ def save_state(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
     temporary = folder / f"{STATE_FILE}.tmp"
     # Clones, since safetensors refuses tensors that share memory (tied embeddings).
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, temporary, metadata={"state": json.dumps(state)})
+    # Not as metadata: the file's header has a limit that a long run's metrics reach.
+    plain[STATE_KEY] = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+    save_file(plain, temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(folder / STATE_FILE)
@@ -37,8 +40,9 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
-        state = json.loads(file.metadata()["state"])
-        return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = json.loads(tensors.pop(STATE_KEY).numpy().tobytes())
+    return tensors, state
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -73,8 +73,13 @@ class Model(Section):
         None,
         description="Hugging Face hub id or local directory of a causal LM; given, pretrain is "
         "skipped.",
+        json_schema_extra=RUNTIME,  # the key holds the digest of the folder's content
     )
-    revision: str | None = Field(None, description="Revision of the hub id: branch, tag or commit.")
+    revision: str | None = Field(
+        None,
+        description="Revision of the hub id: branch, tag or commit.",
+        json_schema_extra=RUNTIME,
+    )
     context_tokens: int = Field(
         256, ge=16, le=131_072, description="Longest prompt plus response, in tokens."
     )
@@ -346,7 +351,10 @@ class Guard(Section):
     length_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
         (0.5, 2.0), description="Mean response length over that of the reference."
     )
-    min_eos_share: Share = Field(0.8, description="Share of responses that end with EOS.")
+    min_eos_share: Share = Field(
+        0.8,
+        description="Share of responses that end with EOS (or the reference's, where that is lower).",
+    )
     min_entropy: NonNegativeFloat = Field(0.0, description="Mean entropy per token, nats.")
     min_distinct_ratio: NonNegativeFloat = Field(
         0.5, description="distinct-2 of the responses over that of the reference's responses."

@@ -76,7 +76,7 @@ def sample(
         precision: of the matrix products.
         progress: told how many responses are finished.
     """
-    results: list[Sampled | None] = [None] * len(prompt_ids)
+    results: dict[int, Sampled] = {}
     progress = progress or NoProgress()
     done = 0
     for rows in length_sorted_batches([len(ids) for ids in prompt_ids], batch_size):
@@ -94,7 +94,7 @@ def sample(
             results[row] = one
         done += len(rows)
         progress.update(done)
-    return [one for one in results if one is not None]
+    return [results[row] for row in range(len(prompt_ids))]
 
 
 def _sample_batch(
@@ -141,7 +141,7 @@ def _sample_batch(
             attention_mask, running = attention_mask[kept], running[kept]
         input_ids = token.unsqueeze(1)
     return [
-        _cut(ids, values, eos_id, pad_id)
+        _cut(ids, values, eos_id)
         for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)
     ]
 
@@ -171,7 +171,7 @@ def _draw_by_cdf(
     return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 
-def _cut(ids: list[int], logprobs: list[float], eos_id: int, pad_id: int) -> Sampled:
+def _cut(ids: list[int], logprobs: list[float], eos_id: int) -> Sampled:
     if eos_id in ids:
         length, reason = ids.index(eos_id) + 1, "eos"
     else:

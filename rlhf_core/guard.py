@@ -15,7 +15,7 @@ from rlhf_core.generation import sample
 from rlhf_core.metrics import distinct_n
 from rlhf_core.models import CausalLM, RewardModel
 from rlhf_core.runtime import Precision
-from rlhf_core.scoring import reward_scores, sequence_logprobs
+from rlhf_core.scoring import penalised_scores, sequence_logprobs
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def look(
     )
     responses = [one.response_ids for one in sampled]
     options: dict[str, Any] = {"pad_id": pad_id, "precision": precision}
-    scores = reward_scores(reward_model, prompt_ids, responses, **options)
+    scores, _ = penalised_scores(
+        reward_model, prompt_ids, responses, settings=settings, eos_id=eos_id, **options
+    )
     logprobs, ref_logprobs = (
         sequence_logprobs(model, prompt_ids, responses, temperature=settings.temperature, **options)
         for model in (policy, reference)
@@ -82,6 +84,8 @@ def outside(current: HeldoutLook, reference: HeldoutLook, settings: Ppo) -> list
     guard = settings.guard
     low, high = guard.length_ratio
     length_ratio = current.length / reference.length
+    # A reference that seldom ends is no fault of PPO's.
+    min_eos_share = min(guard.min_eos_share, reference.eos_share)
     distinct_ratio = current.distinct_2 / max(reference.distinct_2, 1e-9)
     checks = [
         (current.kl > guard.max_kl, f"KL {current.kl:.1f} > {guard.max_kl:g} nats"),
@@ -90,8 +94,8 @@ def outside(current: HeldoutLook, reference: HeldoutLook, settings: Ppo) -> list
             f"length {length_ratio:.2f} times the reference's, not in {low:g} to {high:g}",
         ),
         (
-            current.eos_share < guard.min_eos_share,
-            f"EOS share {current.eos_share:.2f} < {guard.min_eos_share:g}",
+            current.eos_share < min_eos_share,
+            f"EOS share {current.eos_share:.2f} < {min_eos_share:.2g}",
         ),
         (
             current.entropy < guard.min_entropy,

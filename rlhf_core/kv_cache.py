@@ -1,12 +1,11 @@
 """A key-value cache that grows in place.
 
-transformers' own layer concatenates at every token, which copies all keys and values each time: 40 %
-of the decode loop of a small model on a processor.
+transformers' own layer concatenates at every token, which copies all keys and values each time:
+40 % of the decode loop of a small model on a processor.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -49,7 +48,7 @@ def _grow(tensor: Tensor, length: int) -> Tensor:
 
 
 def make_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model; layers of other kinds (sliding windows) stay transformers' own."""
+    """An empty cache for a model; other kinds of layers (sliding windows) stay transformers' own."""
     cache = DynamicCache(config=config)
     cache.layers = [BufferedLayer() if type(one) is DynamicLayer else one for one in cache.layers]
     return cache

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,15 @@ def load_causal_lm(folder: str | Path, **options: Any) -> tuple[CausalLM, Tokeni
     _quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, **options
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{folder}: cannot be loaded as a causal language model: {reason}"
         ) from None
+    _refuse_missing(folder, loading["missing_keys"])
     ensure_pad_token(tokenizer, model)
     _choose_attention(model)
     return model.eval(), tokenizer
@@ -172,7 +174,7 @@ class RewardModel(nn.Module):
 
         Source: Stiennon et al. 2020, code `summarize_from_feedback`.
         """
-        model = cls(_load_classifier(folder, score_at), score_at=score_at)
+        model = cls(_load_classifier(folder, score_at, new_head=True), score_at=score_at)
         model.reset_head()
         return model
 
@@ -189,7 +191,9 @@ class RewardModel(nn.Module):
         settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         score_at = settings["reward_score_at"]
         model = cls(
-            _load_classifier(folder, score_at), score_at=score_at, bias=settings["reward_bias"]
+            _load_classifier(folder, score_at, new_head=False),
+            score_at=score_at,
+            bias=settings["reward_bias"],
         )
         return model.eval()
 
@@ -234,7 +238,7 @@ class RewardModel(nn.Module):
         return token_scores.gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
 
 
-def _load_classifier(folder: str | Path, score_at: str) -> Any:
+def _load_classifier(folder: str | Path, score_at: str, *, new_head: bool) -> Any:
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     _quiet()
@@ -244,8 +248,12 @@ def _load_classifier(folder: str | Path, score_at: str) -> Any:
         else AutoModelForTokenClassification
     )
     try:
-        classifier = auto.from_pretrained(
-            folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+        classifier, loading = auto.from_pretrained(
+            folder,
+            num_labels=1,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
@@ -253,8 +261,21 @@ def _load_classifier(folder: str | Path, score_at: str) -> Any:
             f"reward.score_at={score_at} needs a model family that transformers' {auto.__name__} "
             f"knows: {reason}"
         ) from None
+    missing = set(loading["missing_keys"])
+    if new_head:
+        head = _head(classifier)
+        names = {name for name, part in classifier.named_modules() if part is head}
+        missing -= {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    _refuse_missing(folder, missing)
     _choose_attention(classifier)
     return classifier.eval()
+
+
+def _refuse_missing(folder: str | Path, names: Iterable[str]) -> None:
+    """transformers fills missing weights at random, with a warning at most."""
+    missing = sorted(names)
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
 
 
 def _head(classifier: Any) -> nn.Linear:

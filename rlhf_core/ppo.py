@@ -8,7 +8,6 @@ EOS and nothing behind it counts; PAD is never EOS; a missing EOS costs a penalt
 score; old logprobs come from the training forward pass, in the micro-batches of the update.
 """
 
-import copy
 import math
 import random
 from collections.abc import Sequence
@@ -21,16 +20,16 @@ from torch import Tensor
 
 from rlhf_core.advantages import gae, token_rewards
 from rlhf_core.config import Ppo
-from rlhf_core.generation import Sampled, sample
+from rlhf_core.generation import sample
 from rlhf_core.guard import HeldoutLook, best_so_far, guard_verdict, look
 from rlhf_core.kl import KlController, estimate_kl
 from rlhf_core.logprobs import prepare_logits, token_entropy, token_logprobs
 from rlhf_core.losses import ppo_policy_loss, ppo_value_loss
 from rlhf_core.masked import masked_mean, masked_statistics, rescale, whiten
 from rlhf_core.models import CausalLM, PolicyWithValue, RewardModel, response_logits
-from rlhf_core.ppo_state import Episode, PpoState, load_ppo_state, save_ppo_state
+from rlhf_core.ppo_state import Episode, PpoState, cpu_copy, load_ppo_state, save_ppo_state
 from rlhf_core.runtime import Metrics, NoProgress, Precision, Progress, autocast
-from rlhf_core.scoring import batches, reward_scores
+from rlhf_core.scoring import batches, penalised_scores
 from rlhf_core.tokens import Batch
 
 
@@ -111,6 +110,8 @@ def train_ppo(
     """
     progress = progress or NoProgress()
     lm = models.policy.lm
+    for model in (models.policy, models.reference, models.reward_model):
+        model.eval()  # dropout would make the ratio differ from 1 before any step
     optimizer = torch.optim.Adam(
         models.policy.parameters(), lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
     )
@@ -118,7 +119,7 @@ def train_ppo(
     state = load_ppo_state(work_dir, models.policy, optimizer) or PpoState(
         controller=KlController(settings.kl_coef, target, settings.kl_horizon),
         generator=torch.Generator(models.device).manual_seed(seed),
-        best_weights=copy.deepcopy(lm.state_dict()),
+        best_weights=cpu_copy(lm),
     )
 
     def look_at_heldout() -> HeldoutLook:
@@ -142,7 +143,11 @@ def train_ppo(
         rollouts, episodes, stats = collect_rollouts(models, prompt_ids, settings, state, seed=seed)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - state.update / settings.updates)
-        stats |= update_policy(models, rollouts, optimizer, settings, seed=seed + state.update)
+        update_stats, steps = update_policy(
+            models, rollouts, optimizer, settings, seed=seed + state.update
+        )
+        stats |= update_stats
+        state.optimizer_steps += steps
         state.controller.update(stats["objective/kl"], settings.batch_size)
         state.update += 1
         state.metrics += [(state.update, name, value) for name, value in stats.items()]
@@ -150,7 +155,7 @@ def train_ppo(
             state.episodes += episodes[: settings.logged_episodes]
             state.looks.append((state.update, look_at_heldout()))
             if best_so_far(state.looks, settings) == state.update:
-                state.best_weights = copy.deepcopy(lm.state_dict())
+                state.best_weights = cpu_copy(lm)
             state.stopped = guard_verdict(state.looks, settings)
         if state.update % settings.checkpoint_every == 0:
             save_ppo_state(work_dir, models.policy, optimizer, state)
@@ -160,7 +165,7 @@ def train_ppo(
         metrics=state.metrics,
         episodes=state.episodes,
         best_update=best_so_far(state.looks, settings),
-        optimizer_steps=state.update * settings.epochs * settings.minibatches,
+        optimizer_steps=state.optimizer_steps,
         stopped=state.stopped,
     )
 
@@ -189,8 +194,16 @@ def collect_rollouts(
         generator=state.generator,
         precision=models.precision,
     )
-    scores, clipped_share = score_responses(models, prompts, sampled, settings)
     responses = [one.response_ids for one in sampled]
+    scores, clipped_share = penalised_scores(
+        models.reward_model,
+        prompts,
+        responses,
+        settings=settings,
+        pad_id=models.pad_id,
+        eos_id=models.eos_id,
+        precision=models.precision,
+    )
     rollouts = []
     for rows, batch in batches(
         prompts,
@@ -250,25 +263,6 @@ def _prompts_of_update(num_prompts: int, batch_size: int, update: int, seed: int
         random.Random(f"{seed}/{number}").shuffle(order)
         indices += order[first : first + batch_size - len(indices)]
     return indices
-
-
-def score_responses(
-    models: PpoModels, prompts: Sequence[Sequence[int]], sampled: Sequence[Sampled], settings: Ppo
-) -> tuple[Float[Tensor, " B"], float]:
-    """Normalised scores, clipped if asked, less the penalty for a missing EOS; share clipped."""
-    scores = reward_scores(
-        models.reward_model,
-        prompts,
-        [one.response_ids for one in sampled],
-        pad_id=models.pad_id,
-        precision=models.precision,
-    )
-    clipped_share = 0.0
-    if settings.score_clip is not None:
-        clipped_share = (scores.abs() > settings.score_clip).float().mean().item()
-        scores = scores.clamp(-settings.score_clip, settings.score_clip)
-    missing_eos = torch.tensor([one.finish_reason != "eos" for one in sampled])
-    return scores - settings.missing_eos_penalty * missing_eos, clipped_share
 
 
 @torch.no_grad()
@@ -331,13 +325,17 @@ def update_policy(
     settings: Ppo,
     *,
     seed: int,
-) -> dict[str, float]:
-    """`epochs` passes of `minibatches` optimizer steps; statistics are means over kept tokens."""
+) -> tuple[dict[str, float], int]:
+    """`epochs` passes of `minibatches` optimizer steps.
+
+    Returns:
+        Statistics, means over kept tokens, and the optimizer steps taken.
+    """
     per_minibatch = len(rollouts) // settings.minibatches
     order = list(range(len(rollouts)))
     rng = random.Random(seed)
     sums: dict[str, float] = {}
-    seen_tokens = 0
+    seen_tokens, steps = 0, 0
     for _ in range(settings.epochs):
         rng.shuffle(order)
         for start in range(0, len(order), per_minibatch):
@@ -349,18 +347,21 @@ def update_policy(
                 (loss * (rollout.num_tokens / num_tokens)).backward()
                 for name, value in stats.items():
                     sums[name] = sums.get(name, 0.0) + value.item() * rollout.num_tokens
-            if not math.isfinite(sums["policy/loss"] + sums["value/loss"]):
+            # Also without a limit: the norm tells whether the step may be taken at all.
+            norm = torch.nn.utils.clip_grad_norm_(
+                models.policy.parameters(), settings.max_grad_norm or math.inf
+            )
+            if not (math.isfinite(sums["policy/loss"] + sums["value/loss"]) and norm.isfinite()):
                 raise FloatingPointError(
-                    "PPO's loss is no longer finite; lower ppo.learning_rate or set "
-                    "ppo.max_grad_norm"
+                    "PPO's loss or gradient is no longer finite; lower ppo.learning_rate of "
+                    f"{settings.learning_rate:g} or set ppo.max_grad_norm"
                 )
-            if settings.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(models.policy.parameters(), settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             seen_tokens += num_tokens
+            steps += 1
     means = {name: value / seen_tokens for name, value in sums.items()}
-    return means | {"value/explained_variance": _explained_variance(rollouts)}
+    return means | {"value/explained_variance": _explained_variance(rollouts)}, steps
 
 
 def _losses(

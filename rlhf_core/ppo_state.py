@@ -45,10 +45,16 @@ class PpoState:
     best_weights: dict[str, Tensor]
     update: int = 0
     """Updates done."""
+    optimizer_steps: int = 0
     stopped: str = ""
     metrics: Metrics = field(default_factory=list)
     looks: list[tuple[int, HeldoutLook]] = field(default_factory=list)
     episodes: list[Episode] = field(default_factory=list)
+
+
+def cpu_copy(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights on the CPU: on a GPU a second copy of the model would cost what PPO needs."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
 
 
 def save_ppo_state(
@@ -61,6 +67,7 @@ def save_ppo_state(
     tensors["generator"] = state.generator.get_state()
     plain: dict[str, Any] = {
         "update": state.update,
+        "optimizer_steps": state.optimizer_steps,
         "stopped": state.stopped,
         "kl_coef": state.controller.kl_coef,
         "kl_target": state.controller.target,
@@ -91,11 +98,12 @@ def load_ppo_state(
         controller=KlController(plain["kl_coef"], plain["kl_target"], plain["kl_horizon"]),
         generator=generator,
         best_weights={
-            name.removeprefix("best."): tensor.to(device)
+            name.removeprefix("best."): tensor
             for name, tensor in tensors.items()
             if name.startswith("best.")
         },
         update=plain["update"],
+        optimizer_steps=plain["optimizer_steps"],
         stopped=plain["stopped"],
         metrics=[(int(step), name, value) for step, name, value in plain["metrics"]],
         looks=[(update, HeldoutLook(**seen)) for update, seen in plain["looks"]],

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_core.config import Ppo
 from rlhf_core.logprobs import prepare_logits, token_logprobs
 from rlhf_core.models import CausalLM, RewardModel, response_logits
 from rlhf_core.runtime import NoProgress, Precision, Progress, autocast
@@ -48,6 +49,28 @@ def reward_scores(
         done += len(rows)
         progress.update(done)
     return scores
+
+
+def penalised_scores(
+    reward_model: RewardModel,
+    prompt_ids: Ids,
+    response_ids: Ids,
+    *,
+    settings: Ppo,
+    pad_id: int,
+    eos_id: int,
+    precision: Precision,
+) -> tuple[Float[Tensor, " N"], float]:
+    """PPO's scores: clipped if asked, less the penalty for a missing EOS; and the share clipped."""
+    scores = reward_scores(
+        reward_model, prompt_ids, response_ids, pad_id=pad_id, precision=precision
+    )
+    clipped_share = 0.0
+    if settings.score_clip is not None:
+        clipped_share = (scores.abs() > settings.score_clip).float().mean().item()
+        scores = scores.clamp(-settings.score_clip, settings.score_clip)
+    missing_eos = torch.tensor([not ids or ids[-1] != eos_id for ids in response_ids])
+    return scores - settings.missing_eos_penalty * missing_eos, clipped_share
 
 
 @torch.no_grad()

@@ -59,7 +59,11 @@ def ensure_pad_token(tokenizer: Tokenizer, model: Any) -> bool:
         tokenizer.add_special_tokens({"pad_token": PAD})
         added = True
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        old = model.get_input_embeddings().num_embeddings
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None:  # drawn at random otherwise: the same base, another digest
+                layer.weight.data[old:] = 0.0
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     return added
@@ -78,7 +82,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[in
         ]
         encoded = tokenizer(texts, add_special_tokens=False).input_ids
     else:
-        encoded = tokenizer(list(prompts)).input_ids
+        encoded = tokenizer(list(prompts), split_special_tokens=True).input_ids
     eos = tokenizer.eos_token_id
     # Some tokenizers append EOS by themselves: the response would begin after the end.
     return [ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids for ids in encoded]
@@ -90,7 +94,10 @@ def encode_responses(
     """Token ids of responses, with EOS at the end unless told otherwise."""
     if not responses:
         return []
-    encoded = tokenizer(list(responses), add_special_tokens=False).input_ids
+    # A text that spells "<|eos|>" must not end there.
+    encoded = tokenizer(
+        list(responses), add_special_tokens=False, split_special_tokens=True
+    ).input_ids
     return [[*ids, tokenizer.eos_token_id] if append_eos else ids for ids in encoded]
 
 

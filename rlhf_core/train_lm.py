@@ -23,6 +23,7 @@ from rlhf_core.checkpoint import (
     save_state,
 )
 from rlhf_core.config import LanguageModelTraining
+from rlhf_core.logprobs import prepare_logits
 from rlhf_core.losses import lm_loss
 from rlhf_core.models import CausalLM, response_logits
 from rlhf_core.runtime import (
@@ -104,10 +105,6 @@ def train_lm(
             batch = [examples[row] for row in rows]
             loss = _optimize(model, optimizer, batch, settings, pad_id=pad_id, precision=precision)
             step += 1
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {step}; lower the learning rate"
-                )
             if step % log_every == 0 or step == total_steps:
                 metrics.append((step, "train/loss", loss))
                 metrics.append((step, "train/learning_rate", optimizer.param_groups[0]["lr"]))
@@ -157,12 +154,18 @@ def _optimize(
             device=model.device,
         )
         with autocast(model.device, precision):
-            logits = response_logits(model, micro)
+            raw_logits = response_logits(model, micro)
+        logits = prepare_logits(raw_logits, temperature=1.0, suppressed_id=pad_id)
         share = int(micro.response_mask.sum()) / num_tokens
         loss = lm_loss(logits, micro.response_ids, micro.response_mask) * share
         loss.backward()
         loss_sum += loss.item()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    if not (math.isfinite(loss_sum) and torch.isfinite(norm)):
+        raise FloatingPointError(
+            f"the loss is {loss_sum} and its gradient's norm {norm.item()}; "
+            f"lower the learning rate of {settings.learning_rate:g}"
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss_sum
@@ -178,7 +181,8 @@ def mean_loss(
     prompts, responses = [e[0] for e in examples], [e[1] for e in examples]
     for _, batch in batches(prompts, responses, batch_size=128, pad_id=pad_id, device=model.device):
         with autocast(model.device, precision):
-            logits = response_logits(model, batch)
+            raw_logits = response_logits(model, batch)
+        logits = prepare_logits(raw_logits, temperature=1.0, suppressed_id=pad_id)
         kept = int(batch.response_mask.sum())
         total += lm_loss(logits, batch.response_ids, batch.response_mask).item() * kept
         num_tokens += kept

@@ -88,7 +88,7 @@ def train_reward(
         final_share=settings.final_learning_rate_share,
     )
     progress = progress or NoProgress()
-    step, metrics = _resume(model, optimizer, work_dir)
+    step, metrics, recent = _resume(model, optimizer, work_dir)
     while step < total_steps:
         epoch, first = divmod(step, steps_per_epoch)
         order = list(range(len(prompts)))
@@ -100,16 +100,17 @@ def train_reward(
                 group["lr"] = settings.learning_rate * schedule(step)
             stats = _optimize(model, optimizer, batch, settings, pad_id=pad_id, precision=precision)
             step += 1
-            if not math.isfinite(stats["loss"]):
-                raise FloatingPointError(
-                    f"the reward model's loss is {stats['loss']} at step {step}"
-                )
+            recent.append(stats)
             if step % log_every == 0 or step == total_steps:
-                metrics += [(step, f"reward_model/{name}", value) for name, value in stats.items()]
+                for name in stats:
+                    mean = sum(one[name] for one in recent) / len(recent)
+                    metrics.append((step, f"reward_model/{name}", mean))
+                recent = []
             progress.update(step, loss=stats["loss"], accuracy=stats["accuracy"])
             if step % settings.checkpoint_every == 0:
                 tensors = module_tensors("model", model) | optimizer_tensors(optimizer)
-                save_state(work_dir, tensors, {"step": step, "metrics": metrics})
+                state = {"step": step, "metrics": metrics, "recent": recent}
+                save_state(work_dir, tensors, state)
     return metrics
 
 
@@ -148,7 +149,12 @@ def _optimize(
             ((difference > 0).float() + 0.5 * (difference == 0).float()).sum().item()
         )
         sums["margin"] += difference.sum().item()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    if not (math.isfinite(sums["loss"]) and torch.isfinite(norm)):
+        raise FloatingPointError(
+            f"the reward model's loss is {sums['loss']} and its gradient's norm {norm.item()}; "
+            f"lower the learning rate of {settings.learning_rate:g}"
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     sums["accuracy"] /= max(1, num_pairs)
@@ -159,7 +165,8 @@ def _optimize(
 def _loss_weight(prompt: RatedPrompt, settings: Reward) -> float:
     """What a prompt's part of the batch's mean is proportional to."""
     if settings.loss == "pairwise":
-        return sum(weight if settings.weight_pairs else 1.0 for *_, weight, _ in prompt.pairs)
+        weights = [weight if settings.weight_pairs else 1.0 for *_, weight, _ in prompt.pairs]
+        return float(sum(weights))
     if settings.score_at == "last":
         return float(len(prompt.response_ids))
     return float(sum(len(ids) for ids in prompt.response_ids))
@@ -255,11 +262,12 @@ def normalise(model: RewardModel, scores: Float[Tensor, " N"]) -> None:
 
 def _resume(
     model: RewardModel, optimizer: torch.optim.Optimizer, folder: Path
-) -> tuple[int, Metrics]:
+) -> tuple[int, Metrics, list[dict[str, float]]]:
     found = load_state(folder)
     if found is None:
-        return 0, []
+        return 0, [], []
     tensors, state = found
     restore_module("model", model, tensors)
     restore_optimizer(optimizer, tensors)
-    return state["step"], [(int(step), name, value) for step, name, value in state["metrics"]]
+    metrics = [(int(step), name, value) for step, name, value in state["metrics"]]
+    return state["step"], metrics, state["recent"]

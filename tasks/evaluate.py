@@ -97,7 +97,7 @@ def evaluate(
     import pandas as pd
 
     frame = _evaluation_prompts(run, prompts)
-    models, pool = _sample_models(run, frame, sft, policy, reward_model, demonstrations)
+    models, pool, frame = _sample_models(run, frame, sft, policy, reward_model, demonstrations)
     metric = _score_task(run, list(frame["prompt"]), models)
     weights = np.array(
         [metric.weights(p) for p in frame["prompt"]] if metric else np.ones(len(frame))
@@ -141,7 +141,8 @@ def _sample_models(
     policy: ModelArtifact,
     reward_model: ModelArtifact,
     demonstrations: TableArtifact,
-) -> tuple[dict[str, Texts], list[PooledText]]:
+) -> tuple[dict[str, Texts], list[PooledText], "pd.DataFrame"]:
+    """Texts of all models, what best-of-n chose from, and the prompts that are not too long."""
     from rlhf_core.evaluate import Judge, JudgedText, best_of_n, perplexity
     from rlhf_core.models import RewardModel, context_tokens, load_causal_lm
     from rlhf_core.scoring import reward_scores
@@ -162,8 +163,7 @@ def _sample_models(
         limit=context_tokens(lm) - settings.max_new_tokens,
         max_share=run.config.ingest.max_rejected_share,
     )
-    frame.drop(index=[i for i in frame.index if i not in set(kept)], inplace=True)
-    frame.reset_index(drop=True, inplace=True)
+    frame = frame.iloc[kept].reset_index(drop=True)
     prompt_ids = [prompt_ids[i] for i in kept]
     judge = Judge(
         reference=lm,
@@ -238,7 +238,7 @@ def _sample_models(
         run.fact("sft/perplexity", perplexity(lm, prompt_ids, ids, **pad))
         run.fact("ppo/perplexity", perplexity(trained, prompt_ids, ids, **pad))
     run.fact("sft/parameters", sum(p.numel() for p in lm.parameters()))
-    return models, pool
+    return models, pool, frame
 
 
 def _score_task(run: StepRun, prompts: Sequence[str], models: dict[str, Texts]) -> Any:

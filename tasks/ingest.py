@@ -27,7 +27,7 @@ from tasks.readers import (
 )
 from tasks.splits import SPLITS, SplitBook
 from tasks.step import StepRun, step
-from tasks.tables import TABLES
+from tasks.tables import TABLES, digest_id
 
 
 def external(config: PipelineConfig) -> dict[str, str]:
@@ -160,6 +160,11 @@ def _publish(run: StepRun, collected: _Collected) -> None:
         (prompt_id, response, source, split_of[prompt_id])
         for (prompt_id, response), source in collected.demonstrations.items()
     ]
+    if not corpus:
+        corpus = _corpus_of_demonstrations(prompts, demonstrations)
+        run.log(
+            f"no source has the role corpus: {len(corpus)} texts of the demonstrations stand in"
+        )
     rejected = [(bad.source, bad.line, bad.reason, bad.content) for bad in collected.rejected]
     for table, rows in (
         ("corpus", corpus),
@@ -193,6 +198,15 @@ def _publish(run: StepRun, collected: _Collected) -> None:
         run.fact(name, value)
     for line in lines_of(facts, _EXPLAINED):
         run.log(line)
+
+
+def _corpus_of_demonstrations(
+    prompts: list[tuple[Any, ...]], demonstrations: list[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """Prompts and responses of the split `sft`: enough for a tokenizer, and nothing held out."""
+    texts = {text: source for _, text, source, split in prompts if split == "sft"}
+    texts |= {text: source for _, text, source, split in demonstrations if split == "sft"}
+    return [(digest_id(text), text, source, "sft") for text, source in texts.items()]
 
 
 _EXPLAINED = (

@@ -11,6 +11,8 @@ from tasks.store import digest_folder
 
 HELD_OUT_BLOCKS = 64
 """Packed blocks of the corpus whose loss is watched and not trained on."""
+MIN_HELD_OUT_EVERY = 10
+"""Never more than one block in so many is held out, however small the corpus is."""
 
 
 @step(version=1, sections=("model", "pretrain", "seed", "precision"))
@@ -34,14 +36,11 @@ def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
     machine = set_up_machine(run, model)
     length = min(config.pretrain.sequence_tokens, config.model.context_tokens)
     blocks = pack(encode_responses(tokenizer, texts), length)
-    held_out = blocks[:: max(1, len(blocks) // HELD_OUT_BLOCKS)] if len(blocks) > 1 else []
-    trained = [
-        block
-        for index, block in enumerate(blocks)
-        if index % max(1, len(blocks) // HELD_OUT_BLOCKS)
-    ]
+    every = max(MIN_HELD_OUT_EVERY, len(blocks) // HELD_OUT_BLOCKS)
+    held_out = blocks[every - 1 :: every]
+    trained = [block for index, block in enumerate(blocks) if (index + 1) % every]
     metrics = []
-    if config.pretrain.epochs and trained:
+    if config.pretrain.epochs:
         steps = -(-len(trained) // config.pretrain.batch_size) * config.pretrain.epochs
         with run.progress("training the base model", steps, "steps") as progress:
             metrics = train_lm(

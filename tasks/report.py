@@ -35,7 +35,13 @@ def report(
     gate: "Verdict | None" = None,
     statuses: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the run's folder and publish the report to Prefect; see `write_report`."""
+    """Write the run's folder and publish the report to Prefect; see `write_report`.
+
+    Raises:
+        ArtifactDamaged: the policy to export is damaged; the flow then builds it again.
+    """
+    if (trained := results.get("ppo")) is not None and trained.model is not None:
+        run.model_dir(trained.model)
     return write_report(run.config, results, gate=gate, statuses=statuses, store=run.store)
 
 

@@ -120,7 +120,17 @@ def summary(**outcomes: str) -> RunSummary:
     result = StepResult(
         step="evaluate",
         key="0" * 16,
-        facts={"task_win_rate": 0.61, "task_win_rate_low": 0.55, "task_win_rate_high": 0.67},
+        facts={
+            "ppo/task_win_rate": 0.61,
+            "ppo/task_win_rate_low": 0.55,
+            "ppo/task_win_rate_high": 0.67,
+            "ppo/task_win_rate_vs_best_sft": 0.5,
+            "ppo/kl": 12.25,
+            "ppo/win_rate": None,
+            "task_metric": "demo_gold",
+            "best_sft": "sft_t0.3",
+            "prompts": 8,
+        },
     )
     done = [StepOutcome(step=name, outcome=outcomes.get(name, "cached")) for name in STEPS]
     return RunSummary(name="t", outcomes=done, results={"evaluate": result})
@@ -141,7 +151,10 @@ def test_overview_shows_steps_headline_numbers_and_where_things_are(tmp_path):
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert "ppo run 0.0 s" in lines
     assert "pretrain skipped" in lines
-    assert "task_win_rate 0.610 [0.550, 0.670]" in lines
+    assert "PPO wins against SFT by demo_gold 61.0 % [55.0, 67.0]" in lines
+    assert "PPO wins against SFT t0.3 by demo_gold 50.0 %" in lines
+    assert "KL to SFT, nats per text 12.250" in lines
+    assert "prompts" not in shown
     assert "It is better." in lines
     assert f"report {tmp_path}/t/report.html" in lines
     assert f"try it rlhf generate --model {tmp_path}/t/policy 'YOUR PROMPT'" in lines

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,25 @@ def test_the_reference_itself_is_0_nats_away(tmp_path: Path) -> None:
     assert look(lm, tiny_lm(seed=1), scorer, PROMPTS, **options).kl > 0.5
 
 
+def test_checklist_10_the_held_out_score_is_what_ppo_maximises(tmp_path: Path) -> None:
+    """The reward model's score, clipped, less the penalty for a missing EOS."""
+    lm, scorer = tiny_lm(), tiny_reward_model(tmp_path)
+
+    def look_with(**changes: Any) -> HeldoutLook:
+        settings = ppo_settings(**changes)
+        return look(
+            lm, lm, scorer, PROMPTS, settings=settings,
+            pad_id=PAD, eos_id=EOS, precision="fp32", seed=3,
+        )  # fmt: skip
+
+    plain = look_with(missing_eos_penalty=0.0)
+    assert plain.eos_share < 1
+    expected = plain.score - 2.5 * (1 - plain.eos_share)
+    assert look_with(missing_eos_penalty=2.5).score == pytest.approx(expected, abs=TOLERANCE)
+    clipped = look_with(missing_eos_penalty=0.0, score_clip=1e-3)
+    assert abs(clipped.score) <= 1e-3 < abs(plain.score)
+
+
 def test_checklist_24_guard_ends_ppo_and_keeps_the_last_good_policy(tmp_path: Path) -> None:
     models = ppo_models()
     start = {name: tensor.clone() for name, tensor in models.policy.lm.state_dict().items()}
@@ -101,8 +121,10 @@ def test_checklist_24_guard_ends_ppo_and_keeps_the_last_good_policy(tmp_path: Pa
     assert all(torch.equal(models.policy.lm.state_dict()[name], start[name]) for name in start)
 
 
-@pytest.mark.xfail(strict=True, reason="the reference's own EOS share is not looked at")
 def test_checklist_24_the_guard_does_not_blame_ppo_for_its_reference() -> None:
     poor = replace(REFERENCE, eos_share=0.7)
     better = replace(poor, score=1.0, eos_share=0.75)
     assert best_so_far([(0, poor), (2, better)], SETTINGS) == 2
+    worse = replace(better, eos_share=0.65)
+    assert outside(worse, poor, SETTINGS) == ["EOS share 0.65 < 0.7"]
+    assert best_so_far([(0, poor), (2, worse)], SETTINGS) == 0

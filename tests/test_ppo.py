@@ -17,8 +17,10 @@ from tiny import (
     VOCAB,
     KillAt,
     PlantedReward,
+    NanGradientAfter,
     StoppedError,
     all_finite,
+    finite_checkpoint,
     gpt2_with_dropout,
     largest_difference,
     ppo_models,
@@ -31,7 +33,6 @@ from tiny import (
 from rlhf_core import ppo
 from rlhf_core.advantages import gae
 from rlhf_core.config import Ppo
-from rlhf_core.generation import Sampled
 from rlhf_core.kl import KlController
 from rlhf_core.logprobs import prepare_logits, token_logprobs
 from rlhf_core.masked import masked_statistics, whiten
@@ -40,11 +41,11 @@ from rlhf_core.ppo import (
     PpoResult,
     Rollout,
     collect_rollouts,
-    score_responses,
     train_ppo,
     update_policy,
 )
 from rlhf_core.ppo_state import PpoState
+from rlhf_core.scoring import penalised_scores
 
 RATIO_TOLERANCE = 1e-6
 """Checklist 8, fp32."""
@@ -64,6 +65,22 @@ def fresh_state(settings: Ppo, *, seed: int = 0) -> PpoState:
 
 def collect(models: PpoModels, settings: Ppo) -> tuple[list[Rollout], list[Any], dict[str, float]]:
     return collect_rollouts(models, PROMPT_POOL, settings, fresh_state(settings), seed=0)
+
+
+def scored(
+    models: PpoModels, responses: list[list[int]], settings: Ppo
+) -> tuple[list[float], float]:
+    """PPO's scores of responses to the first prompts, and the share that was clipped."""
+    scores, clipped_share = penalised_scores(
+        models.reward_model,
+        PROMPTS[: len(responses)],
+        responses,
+        settings=settings,
+        pad_id=models.pad_id,
+        eos_id=models.eos_id,
+        precision=models.precision,
+    )
+    return scores.tolist(), clipped_share
 
 
 def apart(models: PpoModels, seed: int = 5) -> PpoModels:
@@ -123,7 +140,8 @@ def test_checklist_8_and_9_ratio_is_1_at_the_first_minibatch(
 
     monkeypatch.setattr(ppo, "ppo_policy_loss", spy)
     optimizer = torch.optim.SGD(models.policy.parameters(), lr=1e-9)
-    stats = update_policy(models, rollouts, optimizer, settings, seed=0)
+    stats, steps = update_policy(models, rollouts, optimizer, settings, seed=0)
+    assert steps == 1
     ratios = torch.cat(seen)
     assert len(ratios) == sum(rollout.num_tokens for rollout in rollouts)
     assert (ratios - 1).abs().max().item() <= RATIO_TOLERANCE
@@ -253,18 +271,10 @@ def test_checklist_15_whitened_rewards_keep_their_mean() -> None:
 def test_checklist_10_and_12_clip_is_counted_and_comes_before_the_penalty() -> None:
     # Planted score: 2 per LOVED, less 1: 5, -1, 1, 9. Clipped to 2: 2, -1, 1, 2, so two of four.
     texts = [[LOVED] * 3, [4, EOS], [LOVED, EOS], [LOVED] * 5]
-    sampled = [
-        Sampled(ids, [0.0] * len(ids), "eos" if ids[-1] == EOS else "length") for ids in texts
-    ]
     settings = ppo_settings(score_clip=2.0, missing_eos_penalty=0.5)
-    scores, share = score_responses(ppo_models(), PROMPTS[:4], sampled, settings)
-    assert scores.tolist() == [1.5, -1.0, 1.0, 1.5]
-    assert share == 0.5
-    scores, share = score_responses(
-        ppo_models(), PROMPTS[:4], sampled, ppo_settings(missing_eos_penalty=0.0)
-    )
-    assert scores.tolist() == [5.0, -1.0, 1.0, 9.0]
-    assert share == 0.0
+    assert scored(ppo_models(), texts, settings) == ([1.5, -1.0, 1.0, 1.5], 0.5)
+    settings = ppo_settings(missing_eos_penalty=0.0)
+    assert scored(ppo_models(), texts, settings) == ([5.0, -1.0, 1.0, 9.0], 0.0)
 
 
 def test_checklist_23_the_stream_of_prompts_visits_all_equally() -> None:
@@ -306,7 +316,8 @@ def test_checklist_18_micro_batches_give_the_gradient_of_the_whole(micro_batch_s
         rollouts, _, _ = collect(models, settings)
         assert len(rollouts) == 8 // size
         optimizer = torch.optim.SGD(models.policy.parameters(), lr=1.0)
-        stats = update_policy(models, rollouts, optimizer, settings, seed=0)
+        stats, steps = update_policy(models, rollouts, optimizer, settings, seed=0)
+        assert steps == 1
         results.append((models.policy, stats))
     (whole, whole_stats), (split, split_stats) = results
     assert largest_difference(whole.lm, tiny_lm()) > 0.01
@@ -412,6 +423,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
     with pytest.raises(FloatingPointError, match="no longer finite"):
         update_policy(models, rollouts, optimizer, settings, seed=0)
     assert same_weights(models.policy, start)
+
+
+def test_a_gradient_that_is_not_finite_stops_and_is_not_checkpointed(tmp_path: Path) -> None:
+    models = ppo_models()
+    progress = NanGradientAfter(models.policy.value_head.weight, 2)
+    with pytest.raises(FloatingPointError, match="no longer finite"):
+        run(models, tmp_path, progress=progress, checkpoint_every=1, max_grad_norm=None)
+    state = finite_checkpoint(tmp_path)
+    assert (state["update"], state["optimizer_steps"]) == (2, 2 * 2 * 2)
+    assert all(parameter.isfinite().all() for parameter in models.policy.parameters())
 
 
 # --- the run --------------------------------------------------------------------------------------
@@ -528,9 +549,6 @@ def test_checklist_21_explained_variance_by_hand() -> None:
 
 
 def test_checklist_5_given_responses_of_every_kind_are_scored() -> None:
-    sampled = [
-        Sampled(ids, [0.0] * len(ids), "eos" if ids[-1] == EOS else "length") for ids in RESPONSES
-    ]
-    scores, _ = score_responses(ppo_models(), PROMPTS, sampled, ppo_settings())
+    scores, _ = scored(ppo_models(), RESPONSES, ppo_settings())
     # 2 per loved token, less 1, less 1 where EOS is missing.
-    assert scores.tolist() == [-1.0, -1.0, -1.0, 4.0, -1.0, -1.0, -2.0, -1.0]
+    assert scores == [-1.0, -1.0, -1.0, 4.0, -1.0, -1.0, -2.0, -1.0]

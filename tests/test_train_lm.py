@@ -13,7 +13,9 @@ from tiny import (
     PROMPTS,
     RESPONSES,
     KillAt,
+    NanGradientAfter,
     StoppedError,
+    finite_checkpoint,
     gpt2_with_dropout,
     greedy,
     largest_difference,
@@ -106,7 +108,9 @@ def test_the_loss_is_on_the_response_only(tmp_path: Path) -> None:
     with torch.no_grad():
         losses = []
         for prompt, response in EXAMPLES:
-            logprobs = model(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
+            logits[:, PAD] = -math.inf
+            logprobs = logits.log_softmax(-1)
             first = len(prompt) - 1
             losses += [-logprobs[first + t, token].item() for t, token in enumerate(response)]
     expected = sum(losses) / len(losses)
@@ -201,12 +205,20 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     model = tiny_lm()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(FloatingPointError, match=r"lower the learning rate of 0\.003"):
         train(model, tmp_path / "work", checkpoint_every=1)
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="lm_loss keeps PAD in the softmax, perplexity does not")
+def test_a_gradient_that_is_not_finite_stops_and_is_not_checkpointed(tmp_path: Path) -> None:
+    model = tiny_lm()
+    progress = NanGradientAfter(model.model.norm.weight, 2)
+    with pytest.raises(FloatingPointError, match=r"loss is \d.* norm nan; lower the learning rate"):
+        train(model, tmp_path, progress=progress, checkpoint_every=1)
+    assert finite_checkpoint(tmp_path)["step"] == 2
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_checklist_1_pad_is_outside_the_loss_of_training_too() -> None:
     from rlhf_core.evaluate import perplexity
 

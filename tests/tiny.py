@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_core.checkpoint import load_state
 from rlhf_core.config import Guard, Ppo
 from rlhf_core.generation import sample
 from rlhf_core.models import PolicyWithValue, RewardModel
@@ -55,6 +56,25 @@ class KillAt:
     def update(self, done: int, **stats: float) -> None:
         if done == self.at:
             raise StoppedError
+
+
+class NanGradientAfter:
+    """A progress that poisons a parameter's gradient after a given count; the loss stays finite."""
+
+    def __init__(self, parameter: nn.Parameter, after: int) -> None:
+        self.parameter, self.after = parameter, after
+
+    def update(self, done: int, **stats: float) -> None:
+        if done == self.after:
+            self.parameter.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
+
+
+def finite_checkpoint(folder: Path) -> dict[str, Any]:
+    """The state of the checkpoint there, which must hold finite tensors only."""
+    found = load_state(folder)
+    assert found is not None
+    assert all(tensor.isfinite().all() for tensor in found[0].values())
+    return found[1]
 
 
 @cache

@@ -1,0 +1,489 @@
+"""The whole pipeline for real: from data to report, again, harmed, killed, stopped and misused.
+
+One tiny run of the demo world is shared; what harms artifacts works on a copy of its store.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from flows.command import main
+from flows.journal import STEPS, RunSummary
+from rlhf_core.config import parse_config
+from tasks import step as steps
+from tasks import store as store_module
+from tasks.reporting.lineage import load_run
+from tasks.store import ArtifactStore
+
+PROCESS_SECONDS = 240
+"""For a process that imports Prefect and torch on a busy machine."""
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "runtime": {"threads": 1, "log_every": 1},
+    "model": {
+        "context_tokens": 256,
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+    },
+    "ingest": {
+        "demo_prompts": 200,
+        "demo_corpus": 120,
+        "split_shares": {
+            "sft": 0.5,
+            "reward": 0.1,
+            "reward_heldout": 0.1,
+            "ppo": 0.1,
+            "ppo_heldout": 0.1,
+            "evaluation": 0.1,
+        },
+    },
+    "pretrain": {"epochs": 1, "batch_size": 16, "sequence_tokens": 64},
+    "sft": {"epochs": 1, "batch_size": 16, "checkpoint_every": 1},
+    "sample": {"max_prompts": 16, "samples_per_prompt": 3, "max_new_tokens": 24},
+    "reward": {"epochs": 1, "batch_size": 8, "bootstrap_samples": 100},
+    "ppo": {
+        "updates": 3,
+        "batch_size": 16,
+        "epochs": 2,
+        "minibatches": 2,
+        "micro_batch_size": 8,
+        "max_new_tokens": 24,
+        "heldout_prompts": 4,
+        "evaluate_every": 1,
+        "checkpoint_every": 1,
+        "gate": {"enforce": False},
+        "guard": {"min_eos_share": 0.0, "patience": 9},
+    },
+    "evaluate": {
+        "max_prompts": 8,
+        "max_new_tokens": 24,
+        "sft_temperatures": [0.7],
+        "best_of_n": 2,
+        "bootstrap_samples": 100,
+        "task_metric": "demo_gold",
+    },
+}
+
+
+class Place(NamedTuple):
+    """A folder with a recipe, its artifacts and its runs."""
+
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "artifacts"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "tiny"
+
+    def recipe(self, **sections: Any) -> dict[str, Any]:
+        paths = {"root": str(self.root), "runs": str(self.folder / "runs")}
+        paths["data"] = str(self.folder)
+        return {**TINY, "paths": paths, **sections}
+
+    def write_recipe(self, **sections: Any) -> str:
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(self.recipe(**sections)))
+        return str(path)
+
+    def artifact(self, step: str) -> Path:
+        (found,) = self.root.glob(f"{step}-*")
+        return found
+
+    def flow(self, **sections: Any) -> RunSummary:
+        from flows.rlhf import rlhf_pipeline
+
+        return rlhf_pipeline(parse_config(self.recipe(**sections)))
+
+
+@pytest.fixture(scope="module")
+def finished(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A run that has come to its end; look, but leave it as it is."""
+    place = Place(tmp_path_factory.mktemp("finished"))
+    summary = place.flow()
+    assert set(what_happened(summary).values()) == {"run"}
+    return place
+
+
+@pytest.fixture
+def copied(finished: Place, tmp_path: Path) -> Place:
+    """A copy of the finished run, to be harmed."""
+    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True)
+    return Place(tmp_path / "copy")
+
+
+@pytest.fixture
+def command(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[str]]]:
+    """The `rlhf` command in this process: exit code, and what it says on standard error."""
+    from prefect.settings import PREFECT_API_URL
+
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
+    monkeypatch.setattr("flows.local_run.show_logs", lambda: None)
+
+    def run(*arguments: str) -> tuple[int, list[str]]:
+        capsys.readouterr()
+        code = main(arguments)
+        return code, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+def what_happened(summary: RunSummary) -> dict[str, str]:
+    """Outcome by step, without those that were not reached."""
+    return {done.step: done.outcome for done in summary.outcomes if done.outcome != "not reached"}
+
+
+def ran(summary: RunSummary) -> set[str]:
+    return {step for step, outcome in what_happened(summary).items() if outcome == "run"}
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """Step -> record (keys and digests) of a run."""
+    return {step: result.model_dump() for step, result in load_run(run).results.items()}
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 0xFF
+    path.write_bytes(data)
+
+
+def unfinished(root: Path) -> list[str]:
+    """What lies half-written in a store."""
+    return [path.name for path in root.glob("_new/*")] if root.exists() else []
+
+
+# To the end
+
+
+def test_a_run_ends_with_a_report_and_models_that_transformers_loads(finished: Place) -> None:
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+
+    page = (finished.run / "report.html").read_text()
+    assert "<script src" not in page
+    record = json.loads((finished.run / "run.json").read_text())
+    assert list(record["artifacts"]) == [step for step in STEPS if step != "report"]
+    policy, loading = AutoModelForCausalLM.from_pretrained(
+        finished.run / "policy", output_loading_info=True
+    )
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(finished.run / "policy")
+    encoded = tokenizer("hero Pip the fox", return_tensors="pt")
+    out = policy.generate(**encoded, max_new_tokens=4, do_sample=False)
+    assert out.shape[1] > encoded.input_ids.shape[1]
+    judge, loading = AutoModelForSequenceClassification.from_pretrained(
+        finished.artifact("reward"), output_loading_info=True
+    )
+    assert judge.config.num_labels == 1
+    assert not loading["missing_keys"]
+    assert list((finished.root / "_work").iterdir()) == []
+    assert unfinished(finished.root) == []
+
+
+def test_headline_facts_are_few_and_have_intervals(finished: Place) -> None:
+    facts = load_run(finished.run).results["evaluate"].facts
+    rate = facts["ppo/task_win_rate"]
+    assert facts["ppo/task_win_rate_low"] <= rate <= facts["ppo/task_win_rate_high"]
+    assert facts["prompts"] == 8
+    assert facts["best_sft"].startswith("sft")
+
+
+# Again
+
+
+def test_a_second_run_is_all_cached_and_the_same(copied: Place) -> None:
+    before = contents(copied.run)
+    summary = copied.flow()
+    assert ran(summary) == {"report"}
+    assert contents(copied.run) == before
+
+
+def test_a_cached_run_imports_no_torch(
+    copied: Place, command: Callable[..., tuple[int, list[str]]]
+) -> None:
+    program = (
+        "import sys; from flows.command import main; code = main(); "
+        "print([n for n in ('torch', 'transformers', 'datasets') if n in sys.modules]); "
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "run", copied.write_recipe()],
+        cwd=copied.folder,
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "[]"
+    rows = [line.split()[:2] for line in lines if len(line.split()) > 1]
+    states = {step: outcome for step, outcome in rows if outcome in ("run", "cached")}
+    assert states == {step: "run" if step == "report" else "cached" for step in STEPS}
+
+
+def test_a_new_field_runs_its_step_and_those_behind_it(copied: Place) -> None:
+    before = contents(copied.run)
+    summary = copied.flow(ppo={**TINY["ppo"], "kl_coef": 0.3})
+    # The best policy may be the one it started from: then nothing is new for evaluate.
+    new_policy = summary.results["ppo"].model.digest != before["ppo"]["model"]["digest"]
+    assert ran(summary) == {"ppo", "report"} | ({"evaluate"} if new_policy else set())
+    assert len(list(copied.root.glob("ppo-*"))) == 2
+
+
+# Harmed
+
+
+def test_a_deleted_artifact_is_built_again_and_nothing_behind_it(copied: Place) -> None:
+    shutil.rmtree(copied.artifact("rate"))
+    before = contents(copied.run)
+    assert ran(copied.flow()) == {"rate", "report"}
+    assert contents(copied.run) == before
+
+
+def test_a_flipped_byte_is_found_by_verify_and_named(
+    copied: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_module, "SMALL_BYTES", 0)  # all files are big ones
+    flip_a_byte(copied.artifact("sft") / "model.safetensors")
+    before = contents(copied.run)
+    steps.verify_all(True)
+    assert ran(copied.flow()) == {"sft", "report"}
+    assert contents(copied.run) == before
+    said = {r.getMessage() for r in caplog.records if "its sha256 is not" in r.getMessage()}
+    (line,) = said
+    assert f"{copied.artifact('sft').name}: model.safetensors" in line
+
+
+@pytest.mark.parametrize(
+    ("harmed", "deleted", "runs"),
+    [
+        ("sft", "evaluate", {"sft", "evaluate", "report"}),
+        ("ppo", None, {"ppo", "report"}),  # the report exports the policy
+    ],
+)
+def test_a_flipped_byte_is_found_when_the_file_is_opened(
+    copied: Place, monkeypatch: pytest.MonkeyPatch, harmed: str, deleted: str | None, runs: set[str]
+) -> None:
+    monkeypatch.setattr(store_module, "SMALL_BYTES", 0)
+    flip_a_byte(copied.artifact(harmed) / "model.safetensors")
+    if deleted:
+        shutil.rmtree(copied.artifact(deleted))
+    before = contents(copied.run)
+    assert ran(copied.flow()) == runs
+    assert contents(copied.run) == before
+    ArtifactStore(copied.root).find("ppo", before["ppo"]["key"], verify=True)
+    assert (copied.run / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("step", ["sft", "ppo"])
+def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_content(
+    copied: Place,
+    command: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """What comes behind the killed step stays cached: its content is that of the whole run."""
+    key = copied.artifact(step).name
+    shutil.rmtree(copied.artifact(step))
+    program = "import sys; from flows.command import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "run", copied.write_recipe()],
+        cwd=copied.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    state = copied.root / "_work" / key / "state.safetensors"
+    deadline = time.monotonic() + PROCESS_SECONDS
+    try:
+        while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    assert state.exists(), "the step was never in its middle"
+    assert not (copied.root / key).exists()
+    from rlhf_core import ppo, train_lm
+
+    found = []
+    for module, name in ((train_lm, "load_state"), (ppo, "load_ppo_state")):
+        original = getattr(module, name)
+
+        def spy(*arguments: Any, _original: Any = original) -> Any:
+            found.append(_original(*arguments))
+            return found[-1]
+
+        monkeypatch.setattr(module, name, spy)
+    assert ran(copied.flow()) == {step, "report"}
+    assert [one is not None for one in found] == [True]
+    assert not state.exists()
+
+
+# Other ways through the chain
+
+
+def test_a_checkpoint_takes_the_place_of_pretraining(copied: Place) -> None:
+    """The one that pretrain wrote: imported, it has the same content, so nothing else runs."""
+    base = copied.folder / "base"
+    shutil.copytree(copied.artifact("pretrain"), base)
+    for name in ("manifest.json", "metrics.parquet"):
+        (base / name).unlink()
+    summary = copied.flow(model={**TINY["model"], "base": "base"})
+    assert what_happened(summary)["pretrain"] == "skipped"
+    assert ran(summary) == {"base_model", "report"}
+
+
+@pytest.mark.slow
+def test_a_public_checkpoint_goes_to_the_end(
+    prefect_server: None, tmp_path: Path, test_data: Path
+) -> None:
+    base = test_data.parent / "models" / "stories260K"
+    if not base.is_dir():
+        pytest.skip(f"no checkpoint at {base}")
+    place = Place(tmp_path)
+    summary = place.flow(model={"base": str(base)})
+    assert what_happened(summary)["pretrain"] == "skipped"
+    assert (place.run / "policy" / "model.safetensors").exists()
+
+
+def test_a_failed_gate_ends_with_code_3_a_report_and_no_policy(
+    copied: Place, command: Callable[..., tuple[int, list[str]]]
+) -> None:
+    assert (copied.run / "policy").exists()  # of the run before
+    recipe = copied.write_recipe()
+    code, said = command(
+        "run", recipe, "--set", "ppo.gate.enforce=true", "--set", "ppo.gate.min_accuracy=0.999"
+    )
+    assert code == 3
+    assert "is not above 0.999" in said[-1]
+    assert not (copied.run / "policy").exists()
+    assert "PPO did not start" in (copied.run / "report.html").read_text()
+    assert "ppo" not in contents(copied.run)
+
+
+def test_own_files_of_demonstrations_and_rankings(prefect_server: None, tmp_path: Path) -> None:
+    """Three files and a recipe: nothing of the demo world; one bad row is kept with its reason."""
+    place = Place(tmp_path)
+    write_own_files(tmp_path)
+    summary = place.flow(
+        ingest={
+            **TINY["ingest"],
+            "max_rejected_share": 0.02,
+            "sources": [
+                {"path": "notes.jsonl", "role": "corpus"},
+                {"path": "answers.csv"},
+                {"path": "rankings.jsonl", "role": "rankings", "splits": SHARED_SPLITS},
+            ],
+        },
+        feedback={"source": "file"},
+        evaluate={**TINY["evaluate"], "task_metric": "none"},
+    )
+    assert set(what_happened(summary).values()) == {"run"}
+    store = ArtifactStore(place.root)
+    (bad,) = store.open_table(summary.results["ingest"].tables["rejected"]).to_dict("records")
+    assert (bad["source"], bad["line"], bad["reason"]) == ("answers.csv", 5, "response: empty")
+    assert summary.results["feedback"].tables["rankings"].num_rows == 40
+    page = (place.run / "report.html").read_text()
+    assert "ada" in page
+
+
+SHARED_SPLITS = ["reward", "reward_heldout"]
+
+
+def write_own_files(folder: Path) -> None:
+    """Sums, since everybody can answer them: a corpus, a CSV and rankings by two people."""
+    sums = [(a, b) for a in range(1, 13) for b in range(1, 13)]
+    with (folder / "notes.jsonl").open("w") as file:
+        for a, b in sums:
+            file.write(json.dumps({"text": f"{a} and {b} make {a + b}. " * 4}) + "\n")
+    with (folder / "answers.csv").open("w") as file:
+        file.write("prompt,response\n")
+        for number, (a, b) in enumerate(sums):
+            file.write(f"{a} + {b} =,{'' if number == 3 else a + b}\n")
+    with (folder / "rankings.jsonl").open("w") as file:
+        for number in range(40):
+            texts = [{"text": f"{number}", "rank": 1}, {"text": f"{number} {number}", "rank": 2}]
+            row = {
+                "prompt": f"{number} =",
+                "responses": texts,
+                "annotator": ("ada", "bo")[number % 2],
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+# Misused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ppo.klcoef=1"], "ppo.klcoef: unknown key; did you mean kl_coef?"),
+        (["ppo.cliprange=-0.1"], "ppo.cliprange must be > 0, got -0.1"),
+        (["ingest.sources=[{path: nowhere.csv}]"], "source nowhere.csv: no file at "),
+        (["ingest.sources=[{path: empty.csv}]"], "empty.csv: is empty"),
+        (["ingest.sources=[{path: bad.jsonl}]"], "bad.jsonl: 1 of 3 rows (33.33%) are bad"),
+        (["model.base=nothing"], "model.base: nothing is no directory"),
+        (["model.base=folder"], "has no config.json, so it is no Hugging Face model directory"),
+        (["model.base=pickled"], "has no *.safetensors (pickled weights are not read)"),
+        (["feedback.files=[{path: bad.jsonl}]"], "feedback.source is simulated and reads none"),
+        (["evaluate.task_metric=taste"], "evaluate.task_metric: "),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_half_written(
+    copied: Place,
+    command: Callable[..., tuple[int, list[str]]],
+    overrides: list[str],
+    message: str,
+) -> None:
+    (copied.folder / "empty.csv").touch()
+    rows = [
+        '{"prompt": "a", "response": "b"}',
+        '{"prompt": "c"',
+        '{"prompt": "d", "response": "e"}',
+    ]
+    (copied.folder / "bad.jsonl").write_text("\n".join(rows))
+    (copied.folder / "folder").mkdir()
+    (copied.folder / "pickled").mkdir()
+    (copied.folder / "pickled" / "config.json").write_text("{}")
+    (copied.folder / "pickled" / "pytorch_model.bin").write_bytes(b"0")
+    before = sorted(path.name for path in copied.root.iterdir() if path.name[0] != "_")
+    options = [word for override in overrides for word in ("--set", override)]
+    code, said = command("run", copied.write_recipe(), *options)
+    assert code == 2
+    (line,) = said
+    assert line.startswith("rlhf: ")
+    assert message in line
+    assert sorted(path.name for path in copied.root.iterdir() if path.name[0] != "_") == before
+    assert unfinished(copied.root) == []
+    assert not (copied.run / "error.log").exists()
+
+
+def test_texts_that_are_too_long_stop_the_step_that_knows(
+    copied: Place, command: Callable[..., tuple[int, list[str]]]
+) -> None:
+    code, (line,) = command("run", copied.write_recipe(), "--set", "model.context_tokens=40")
+    assert code == 2
+    assert "sft: " in line
+    assert "demonstrations do not fit into 40 tokens" in line
+    assert len(list(copied.root.glob("sft-*"))) == 1
+    assert unfinished(copied.root) == []
