@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e test proofs check help clean
+.PHONY: setup demo e2e test proofs check bench help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -37,6 +37,10 @@ check: $(READY) ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(READY) ## what the README claims: the demo on seeds 3 to 5, the reward model on 5 folds
+	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/reward_folds.py
 
 clean: ## remove .venv and what tools have left; artifacts and runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

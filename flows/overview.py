@@ -112,8 +112,9 @@ def _shares(facts: Facts, rows: Sequence[tuple[str, str]]) -> Table:
         value, low, high = (facts.get(name + end) for end in ("", "_low", "_high"))
         if not isinstance(value, int | float):
             continue
-        known = isinstance(low, int | float) and isinstance(high, int | float)
-        interval = f"[{100 * low:.1f}, {100 * high:.1f}]" if known else ""
+        interval = ""
+        if isinstance(low, int | float) and isinstance(high, int | float):
+            interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
         table.add_row(label, f"{100 * value:.1f} %", Text(interval, "dim"))
     return table
 

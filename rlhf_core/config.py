@@ -353,7 +353,7 @@ class Guard(Section):
     )
     min_eos_share: Share = Field(
         0.8,
-        description="Share of responses that end with EOS (or the reference's, where that is lower).",
+        description="Share of responses that end with EOS (or the reference's, if that is lower).",
     )
     min_entropy: NonNegativeFloat = Field(0.0, description="Mean entropy per token, nats.")
     min_distinct_ratio: NonNegativeFloat = Field(

@@ -27,7 +27,8 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
         total = length + key_states.shape[2]
         if total > self._buffers[0].shape[2]:
             room = max(SPARE_TOKENS, total // 2)
-            self._buffers = tuple(_grow(b[:, :, :length], total + room) for b in self._buffers)
+            keys, values = (_grow(buffer[:, :, :length], total + room) for buffer in self._buffers)
+            self._buffers = (keys, values)
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, length:total] = new
         self.keys, self.values = (buffer[:, :, :total] for buffer in self._buffers)
@@ -36,7 +37,8 @@ class BufferedLayer(DynamicLayer):  # type: ignore[misc]
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only."""
         length = self.get_seq_length()
-        self._buffers = tuple(buffer[indices] for buffer in self._buffers)
+        keys, values = self._buffers
+        self._buffers = (keys[indices], values[indices])
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
 
@@ -48,7 +50,7 @@ def _grow(tensor: Tensor, length: int) -> Tensor:
 
 
 def make_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model; other kinds of layers (sliding windows) stay transformers' own."""
+    """An empty cache for a model; other kinds of layers (sliding windows) stay transformers'."""
     cache = DynamicCache(config=config)
     cache.layers = [BufferedLayer() if type(one) is DynamicLayer else one for one in cache.layers]
     return cache

@@ -1,0 +1,46 @@
+"""The README's plot, from a finished run: python docs/make_plot.py runs/demo docs/demo.png"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from tasks.reporting.lineage import load_run
+from tasks.step import open_store
+
+MODELS = ("demonstrations", "sft", "best_of_4", "ppo")
+LABELS = ("written", "SFT", "best of 4", "PPO")
+BLUE, GREY = "#2f6db3", "#9aa4ae"
+
+
+def main(run: Path, target: Path) -> None:
+    """Left: the true quality of each model's texts. Right: score and KL while PPO trains."""
+    saved = load_run(run)
+    store = open_store(saved.config)
+    evaluation = store.open_table(saved.results["evaluate"].tables["evaluation"])
+    metrics = store.open_table(saved.results["ppo"].tables["metrics"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(1, 1.4))
+    rows = evaluation[evaluation["metric"] == "task_metric"].set_index("model").loc[list(MODELS)]
+    errors = [rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]]
+    left.bar(LABELS, rows["value"], yerr=errors, color=[GREY, GREY, GREY, BLUE], capsize=3)
+    left.set_title("gold score (training never saw it)", fontsize=10)
+    curves = metrics.pivot(index="step", columns="name", values="value")
+    right.plot(curves["objective/score"].dropna(), color=GREY, label="score while training")
+    right.plot(curves["heldout/score"].dropna(), "o-", color=BLUE, label="score, held-out prompts")
+    right.plot(
+        curves["heldout/kl"].dropna(), "s--", color="#c4572f", label="KL, nats", markersize=4
+    )
+    right.set_title("PPO", fontsize=10)
+    right.set_xlabel("update")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(target, dpi=130)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
