@@ -89,6 +89,13 @@ def save_causal_lm(model: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
         suppress_tokens=[tokenizer.pad_token_id],
     )
     model.save_pretrained(folder)
+    _save_tokenizer(tokenizer, folder)
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Without what transformers notes of how it was loaded: the same tokenizer, the same bytes."""
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
 
 
@@ -209,7 +216,7 @@ class RewardModel(nn.Module):
         config.reward_score_at = self.score_at
         self.gain = 1.0
         self.classifier.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder)
 
     def token_scores(self, batch: Batch) -> Float[Tensor, "B R"]:
         """The head's normalised output at each response token, fp32; 0 where masked."""
