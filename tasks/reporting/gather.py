@@ -104,7 +104,10 @@ class RunData:
     def models(self) -> list[str]:
         """Models of the evaluation, in the order of its table."""
         frame = self.table("evaluate", "evaluation")
-        return [] if frame is None else list(dict.fromkeys(frame["model"]))
+        if frame is None:
+            return []
+        # The reward model has rows of its own there, but writes no texts.
+        return [model for model in dict.fromkeys(frame["model"]) if model != "reward_model"]
 
 
 def gather(
