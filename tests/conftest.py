@@ -31,9 +31,13 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     step.outcomes.clear()
+    environment = dict(os.environ)
     yield
     step.outcomes.clear()
     step.verify_all(False)
+    # `rlhf run` in this process sets Prefect's variables, which child processes would inherit.
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")

@@ -289,9 +289,11 @@ def test_lookup_names_versions_and_files(config):
 
 
 def spawn(config, **environment):
+    # Without what Prefect's settings in this process say: its log lines are read below.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_LOGGING")}
     return subprocess.Popen(
         [sys.executable, str(PROJECT / "tests" / "step_flow.py"), config.paths.root],
-        env={**os.environ, "PYTHONPATH": str(PROJECT), **environment},
+        env={**inherited, "PYTHONPATH": str(PROJECT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
