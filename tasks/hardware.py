@@ -11,7 +11,6 @@ from typing import Any
 
 _PACKAGES = (
     "rlhf-pipeline",
-    "accelerate",
     "datasets",
     "numpy",
     "pandas",
