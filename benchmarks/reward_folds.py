@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 from flows.command import find_recipe
-from rlhf_core.config import PipelineConfig, load_config
+from rlhf_core.config import PipelineConfig
 from rlhf_core.models import RewardModel, context_tokens, load_causal_lm
+from rlhf_core.recipe import load_config
 from rlhf_core.train_reward import RatedPrompt, pair_scores, train_reward
 from tasks.feedback import feedback
 from tasks.ingest import ingest

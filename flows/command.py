@@ -121,7 +121,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(options: argparse.Namespace) -> "PipelineConfig":
-    from rlhf_core.config import load_config
+    from rlhf_core.recipe import load_config
 
     return load_config(find_recipe(options.recipe), options.overrides)
 

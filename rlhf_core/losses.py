@@ -1,5 +1,7 @@
 """Losses of PPO and of the reward model; each a mean over its mask, in fp32."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -88,6 +90,19 @@ def pairwise_reward_loss(
     if weight is None:
         return losses.mean()
     return (losses * weight).sum() / weight.sum().clamp(min=1e-8)
+
+
+def centering_loss(
+    scores: Float[Tensor, " B"], texts_per_prompt: Sequence[int]
+) -> Float[Tensor, ""]:
+    """Mean over prompts of the squared mean score of a prompt's texts, which stand together.
+
+    Pairs leave that mean free, and PPO compares texts of different prompts: there it is noise.
+
+    Source: Eisenstein et al. 2023, sec. 2.2, on pairs.
+    """
+    means = torch.stack([group.mean() for group in scores.split(list(texts_per_prompt))])
+    return (means**2).mean()
 
 
 def pointwise_mse_loss(

@@ -78,6 +78,33 @@ def _choose_attention(model: Any) -> None:
         model.set_attn_implementation("eager")
 
 
+def check_foldable(model: CausalLM, temperature: float) -> None:
+    """Refuse, before any training, a temperature that `fold_temperature` could not keep.
+
+    Raises:
+        ValueError: the model caps its logits, so a scaled output layer gives another distribution.
+    """
+    config = model.config.get_text_config()
+    if temperature != 1 and getattr(config, "final_logit_softcapping", None):
+        raise ValueError(f"{config.model_type} caps its logits, which no temperature survives")
+
+
+def fold_temperature(model: CausalLM, temperature: float) -> None:
+    """Divide the logits by `temperature` for good: sampling at 1 is then what it was at that.
+
+    The output layer gets weights of its own where it shared those of the embedding.
+    """
+    if temperature == 1:
+        return
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight = nn.Parameter(head.weight / temperature)
+        if getattr(head, "bias", None) is not None:
+            head.bias.div_(temperature)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
 def save_causal_lm(model: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """A directory that `AutoModelForCausalLM` loads, whose `generate` never samples PAD."""
     from transformers import GenerationConfig

@@ -1,5 +1,7 @@
 """Device, precision, seeds and progress: how a loop meets the machine."""
 
+import ctypes
+import platform
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,15 @@ ADAM_BETAS = (0.9, 0.95)
 BF16_MIN_PARAMETERS = 500_000
 """Below this the casts of bf16 autocast cost more than its matrix products save (processors with
 AVX512-BF16: 1.2 times faster at 0.9 M parameters)."""
+
+
+_MALLOPT = {
+    -8: 1,  # M_ARENA_MAX: the main heap alone; those of other threads cannot hold big blocks
+    -3: 2**30,  # M_MMAP_THRESHOLD: blocks below 1 GiB come from the heap
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: and the heap does not shrink
+    -2: 2**26,  # M_TOP_PAD: it grows by 64 MiB
+}
+"""Options of mallopt(3) by their numbers in malloc.h."""
 
 
 @runtime_checkable
@@ -90,6 +101,19 @@ def set_threads(threads: int) -> None:
     """Use so many processor threads; 0 leaves PyTorch's choice."""
     if threads:
         torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors instead of asking the kernel for fresh pages.
+
+    A training step on a processor frees and takes the same megabytes hundreds of times; zeroing
+    new pages was a quarter of a small model's time. Elsewhere than on glibc this does nothing.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in _MALLOPT.items():
+        libc.mallopt(option, value)
 
 
 def linear_schedule(

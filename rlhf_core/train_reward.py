@@ -23,6 +23,7 @@ from rlhf_core.checkpoint import (
 )
 from rlhf_core.config import Reward
 from rlhf_core.losses import (
+    centering_loss,
     pairwise_reward_loss,
     pointwise_cross_entropy_loss,
     pointwise_mse_loss,
@@ -124,13 +125,12 @@ def _optimize(
     precision: Precision,
 ) -> dict[str, float]:
     device = next(model.parameters()).device
+    batch = [prompt for prompt in batch if _loss_weight(prompt, settings) > 0]
     total = sum(_loss_weight(prompt, settings) for prompt in batch)
     sums = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
     num_pairs = sum(len(prompt.pairs) for prompt in batch)
     for group in _micro_batches(batch, settings.micro_batch_size):
-        share = sum(_loss_weight(prompt, settings) for prompt in group) / max(total, 1e-8)
-        if share == 0:
-            continue
+        share = sum(_loss_weight(prompt, settings) for prompt in group) / total
         micro = collate(
             [prompt.prompt_ids for prompt in group for _ in prompt.response_ids],
             [ids for prompt in group for ids in prompt.response_ids],
@@ -140,9 +140,13 @@ def _optimize(
         with autocast(device, precision):
             token_scores = model.token_scores(micro)
         scores = model.reduce(token_scores, micro.response_mask)
-        loss = _loss(token_scores, scores, micro, group, settings)
-        (loss * share).backward()
-        sums["loss"] += loss.item() * share
+        loss = _loss(token_scores, scores, micro, group, settings) * share
+        if settings.loss == "pairwise":
+            num_texts = [len(prompt.response_ids) for prompt in group]
+            centering = centering_loss(scores, num_texts) * (len(group) / len(batch))
+            loss = loss + settings.center_coef * centering
+        loss.backward()
+        sums["loss"] += loss.item()
         chosen, rejected, _, _ = _pairs(group, device)
         difference = (scores[chosen] - scores[rejected]).detach()
         sums["accuracy"] += (

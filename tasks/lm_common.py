@@ -25,12 +25,14 @@ def set_up_machine(run: "StepRun", model: Any) -> Machine:
 
     from rlhf_core.models import num_parameters
     from rlhf_core.runtime import (
+        keep_freed_memory,
         resolve_device,
         resolve_precision,
         seed_everything,
         set_threads,
     )
 
+    keep_freed_memory()
     set_threads(run.config.runtime.threads)
     seed_everything(run.config.seed)
     device = resolve_device(run.config.runtime.device)

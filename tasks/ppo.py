@@ -7,7 +7,7 @@ from tasks.step import StepRun, step
 
 
 @step(
-    version=1,
+    version=2,
     sections=("ppo", "seed", "precision", "ingest.share_sft_prompts", "ingest.max_rejected_share"),
 )
 def ppo(
@@ -19,7 +19,9 @@ def ppo(
     from rlhf_core.models import (
         PolicyWithValue,
         RewardModel,
+        check_foldable,
         context_tokens,
+        fold_temperature,
         load_causal_lm,
         save_causal_lm,
     )
@@ -28,6 +30,10 @@ def ppo(
 
     config, settings = run.config, run.config.ppo
     lm, tokenizer = load_causal_lm(run.model_dir(policy))
+    try:
+        check_foldable(lm, settings.temperature)
+    except ValueError as error:
+        raise InputError(f"ppo.temperature must be 1: {error}") from None
     reference, _ = load_causal_lm(run.model_dir(policy))
     scorer = RewardModel.load(run.model_dir(reward_model))
     machine = set_up_machine(run, lm)
@@ -98,5 +104,6 @@ def ppo(
     ]
     columns = ["update", "sample_index", "prompt", "response", "score", "kl", "response_tokens"]
     run.write("rollouts", pd.DataFrame(rollouts, columns=columns))
+    fold_temperature(lm, settings.temperature)
     save_causal_lm(lm, tokenizer, run.model_out("causal_lm"))
     run.save_metrics(result.metrics)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from rlhf_core.config import PipelineConfig, parse_config
+from rlhf_core.config import PipelineConfig
+from rlhf_core.recipe import parse_config
 from rlhf_core.records import ModelArtifact, StepResult, TableArtifact
 from tasks.hardware import hardware, package_versions
 from tasks.store import ArtifactStore, digest_folder

@@ -16,8 +16,9 @@ from flows.e2e_data import convert_ratings
 from flows.journal import STEPS, Journal, RunSummary, StepOutcome, duration
 from flows.overview import overview, saved_report
 from flows.plan import Planner, plan_table
-from rlhf_core.config import PipelineConfig, parse_config
+from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
+from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult
 from tasks import progress as progress_module
 from tasks import step as steps

@@ -8,8 +8,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from rlhf_core.config import parse_config
 from rlhf_core.errors import InputError
+from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult, TableArtifact
 from tasks.demo_world import generate_demonstrations, generate_prompts
 from tasks.feedback import external, feedback, simulate

@@ -17,7 +17,7 @@ import yaml
 
 from flows.command import main
 from flows.journal import STEPS, RunSummary
-from rlhf_core.config import parse_config
+from rlhf_core.recipe import parse_config
 from tasks import step as steps
 from tasks import store as store_module
 from tasks.reporting.lineage import load_run

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_core.config import Source, parse_config
+from rlhf_core.config import Source
 from rlhf_core.errors import InputError
+from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult
 from tasks.ingest import external, ingest
 from tasks.splits import SPLITS, SplitBook, assign_split, unit_hash

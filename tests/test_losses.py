@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_lm
 
 from rlhf_core.losses import (
+    centering_loss,
     lm_loss,
     pairwise_reward_loss,
     pointwise_cross_entropy_loss,
@@ -118,6 +119,16 @@ def test_pairwise_loss_by_hand() -> None:
     assert pairwise_reward_loss(chosen, rejected, margin=margin).item() == pytest.approx(
         math.log(2), abs=TOLERANCE
     )
+
+
+def test_centering_loss_by_hand_leaves_differences_alone() -> None:
+    scores = torch.tensor([1.0, 3.0, -2.0, 0.0, 5.0], requires_grad=True)
+    loss = centering_loss(scores, [2, 3])
+    assert loss.item() == pytest.approx((2.0**2 + 1.0**2) / 2)
+    loss.backward()
+    # Mean over 2 prompts of m²: 2·m / texts / prompts, equal within a prompt.
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([1.0, 1.0, 1 / 3, 1 / 3, 1 / 3])
 
 
 def test_pairwise_loss_pushes_the_chosen_up_and_the_rejected_down() -> None:

@@ -25,7 +25,9 @@ from rlhf_core.models import (
     PolicyWithValue,
     RewardModel,
     build_causal_lm,
+    check_foldable,
     context_tokens,
+    fold_temperature,
     load_causal_lm,
     num_parameters,
     response_logits,
@@ -220,6 +222,30 @@ def test_language_model_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     batch = batch_of(PROMPTS, RESPONSES)
     with torch.no_grad():
         assert torch.equal(response_logits(loaded, batch), response_logits(model, batch))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_folded_temperature_is_in_the_saved_logits(tmp_path: Path, tied: bool) -> None:
+    model = tiny_lm(tie_word_embeddings=tied, vocab_size=len(tokenizer()))
+    batch = batch_of(PROMPTS, RESPONSES)
+    embedding = model.get_input_embeddings().weight.clone()
+    with torch.no_grad():
+        plain = response_logits(model, batch)
+        fold_temperature(model, 0.5)
+        save_causal_lm(model, tokenizer(), tmp_path / "lm")
+        loaded, _ = load_causal_lm(tmp_path / "lm")
+        folded = response_logits(loaded, batch)
+    assert torch.allclose(folded, plain / 0.5, atol=TOLERANCE)
+    assert torch.equal(loaded.get_input_embeddings().weight, embedding)
+
+
+def test_capped_logits_cannot_keep_a_temperature() -> None:
+    model = tiny_lm()
+    check_foldable(model, 0.5)
+    model.config.final_logit_softcapping = 30.0
+    check_foldable(model, 1.0)
+    with pytest.raises(ValueError, match="caps its logits"):
+        check_foldable(model, 0.5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the rule is for processors")

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlhf_core.config import parse_config
 from rlhf_core.errors import InputError
 from rlhf_core.ratings import average_elo, bradley_terry, ranking_to_games
+from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult, TableArtifact
 from tasks.rate import rate
 from tasks.step import open_store

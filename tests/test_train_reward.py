@@ -128,7 +128,9 @@ def test_pairs_and_their_order_by_hand(tmp_path: Path, weight_pairs: bool, margi
     a, b, c = reward_scores(
         model, [prompt.prompt_ids] * 3, prompt.response_ids, pad_id=PAD
     ).tolist()
-    stats = first_losses(tmp_path, model, weight_pairs=weight_pairs, margin_per_400_elo=margin)
+    stats = first_losses(
+        tmp_path, model, weight_pairs=weight_pairs, margin_per_400_elo=margin, center_coef=0.5
+    )
     # Pairs: text 0 over text 1 (margin 500 points), text 2 over text 1 (400 points).
     losses = [
         math.log1p(math.exp(-(a - b - margin * 500 / 400))),
@@ -136,6 +138,7 @@ def test_pairs_and_their_order_by_hand(tmp_path: Path, weight_pairs: bool, margi
     ]
     weights = [1.0, 0.25] if weight_pairs else [1.0, 1.0]
     expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    expected += 0.5 * ((a + b + c) / 3) ** 2
     assert stats["loss"] == pytest.approx(expected, abs=TOLERANCE)
     assert stats["margin"] == pytest.approx((a - b + c - b) / 2, abs=TOLERANCE)
     assert stats["accuracy"] == ((a > b) + (c > b)) / 2

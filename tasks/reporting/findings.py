@@ -333,6 +333,13 @@ def _about_the_comparison(data: RunData) -> list[Note]:
             f"{number(data.config.evaluate.temperature)}. A part of PPO's gain is often a sharper "
             "distribution: compare with SFT at lower temperatures and greedy in the table."
         )
+        if data.config.ppo.temperature != 1:
+            text += (
+                " This policy was trained at temperature "
+                f"{number(data.config.ppo.temperature)}, which its weights contain: it starts "
+                "sharper than SFT, so what PPO added is the difference to SFT at its best "
+                "temperature."
+            )
         notes.append(Note("Sampling temperature", text))
     return notes
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rlhf_core.config import PipelineConfig, parse_config
+from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
+from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult
 from tasks.hardware import git_commit, hardware, package_versions
 from tasks.reporting.gather import RunData
