@@ -225,12 +225,16 @@ class Sample(Section):
 
     samples_per_prompt: PositiveInt = Field(4, description="Texts per prompt (n).")
     max_prompts: PositiveInt | None = Field(None, description="Use at most so many prompts.")
-    temperature: PositiveFloat = Field(1.0, description="Sampling temperature.")
+    temperatures: list[PositiveFloat] = Field(
+        [1.0],
+        min_length=1,
+        description="Sampling temperatures; the samples of a prompt take them in turn.",
+    )
     max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens.")
     shard_prompts: PositiveInt = Field(
         256, description="Prompts per shard; a finished shard is never sampled again."
     )
-    batch_size: PositiveInt = Field(256, description="Texts decoded at once.")
+    batch_size: PositiveInt = Field(512, description="Texts decoded at once.")
 
 
 class Feedback(Section):
@@ -313,6 +317,11 @@ class Reward(Section):
         0.1,
         description="pairwise: weight of the squared mean score of a prompt's texts, which makes "
         "scores of different prompts comparable.",
+    )
+    contrast_coef: NonNegativeFloat = Field(
+        0.5,
+        description="pairwise: weight of further pairs, each prompt's best text against the same "
+        "text under the most similar other prompt; they teach to read the prompt.",
     )
     normalisation_texts: PositiveInt = Field(
         1024,

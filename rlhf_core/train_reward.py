@@ -6,11 +6,11 @@ All texts of a prompt go through one forward pass; a pair that nobody compared i
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_core.checkpoint import (
@@ -39,7 +39,7 @@ from rlhf_core.runtime import (
     linear_schedule,
 )
 from rlhf_core.scoring import reward_scores
-from rlhf_core.tokens import Batch, collate
+from rlhf_core.tokens import collate
 
 POINTS_PER_DECADE = 400.0
 """Elo points that make odds of 10."""
@@ -57,6 +57,13 @@ class RatedPrompt:
     """Rating of each text, Elo points, mean 0."""
     pairs: list[tuple[int, int, float, float]]
     """(chosen, rejected, weight, Elo margin), indices into `response_ids`."""
+    similar_prompt_ids: list[int] | None = None
+    """Another prompt, under which the best text must score lower; None: no such pair."""
+
+    @property
+    def best_ids(self) -> list[int]:
+        """The text with the highest rating."""
+        return self.response_ids[max(range(len(self.elo)), key=self.elo.__getitem__)]
 
 
 def train_reward(
@@ -89,6 +96,8 @@ def train_reward(
         final_share=settings.final_learning_rate_share,
     )
     progress = progress or NoProgress()
+    if settings.loss == "pairwise" and settings.contrast_coef > 0:
+        prompts = with_similar_prompts(prompts)
     step, metrics, recent = _resume(model, optimizer, work_dir)
     while step < total_steps:
         epoch, first = divmod(step, steps_per_epoch)
@@ -115,6 +124,38 @@ def train_reward(
     return metrics
 
 
+SIMILAR_AMONG = 4096
+"""Prompts among which the most similar one is looked for: the search is quadratic."""
+
+
+def with_similar_prompts(prompts: Sequence[RatedPrompt]) -> list[RatedPrompt]:
+    """Each prompt with the one that shares most of its tokens, but not all.
+
+    A text that is right for one of them is wrong for the other in what they do not share. People
+    rank texts of one prompt, which are all about it, so a model can learn their rankings without
+    ever reading the prompt; it cannot learn this.
+
+    Source: contrast instructions, Shen et al. 2024 (The Trickle-down Impact of Reward
+    Inconsistency), there to measure; similarity is Jaccard's index of the token sets.
+    """
+    result = []
+    for start in range(0, len(prompts), SIMILAR_AMONG):
+        block = prompts[start : start + SIMILAR_AMONG]
+        tokens = sorted({token for prompt in block for token in prompt.prompt_ids})
+        column = {token: index for index, token in enumerate(tokens)}
+        has = torch.zeros(len(block), len(tokens))
+        for row, prompt in enumerate(block):
+            has[row, [column[token] for token in prompt.prompt_ids]] = 1.0
+        shared = has @ has.T
+        either = has.sum(1, keepdim=True) + has.sum(1) - shared
+        similarity = (shared / either).masked_fill(shared == either, -1.0)
+        best, index = similarity.max(1)
+        for prompt, value, other in zip(block, best.tolist(), index.tolist(), strict=True):
+            ids = block[other].prompt_ids if value >= 0 else None
+            result.append(replace(prompt, similar_prompt_ids=ids))
+    return result
+
+
 def _optimize(
     model: RewardModel,
     optimizer: torch.optim.Optimizer,
@@ -131,20 +172,25 @@ def _optimize(
     num_pairs = sum(len(prompt.pairs) for prompt in batch)
     for group in _micro_batches(batch, settings.micro_batch_size):
         share = sum(_loss_weight(prompt, settings) for prompt in group) / total
-        micro = collate(
-            [prompt.prompt_ids for prompt in group for _ in prompt.response_ids],
-            [ids for prompt in group for ids in prompt.response_ids],
-            pad_id=pad_id,
-            device=device,
-        )
+        texts = [(prompt.prompt_ids, ids) for prompt in group for ids in prompt.response_ids]
+        contrasted = [prompt for prompt in group if prompt.similar_prompt_ids]
+        elsewhere = [(prompt.similar_prompt_ids or [], prompt.best_ids) for prompt in contrasted]
+        prompt_ids, response_ids = zip(*texts, *elsewhere, strict=True)
+        micro = collate(prompt_ids, response_ids, pad_id=pad_id, device=device)
         with autocast(device, precision):
             token_scores = model.token_scores(micro)
         scores = model.reduce(token_scores, micro.response_mask)
-        loss = _loss(token_scores, scores, micro, group, settings) * share
+        scores, scores_elsewhere = scores[: len(texts)], scores[len(texts) :]
+        mask = micro.response_mask[: len(texts)]
+        loss = _loss(token_scores[: len(texts)], scores, mask, group, settings) * share
         if settings.loss == "pairwise":
             num_texts = [len(prompt.response_ids) for prompt in group]
             centering = centering_loss(scores, num_texts) * (len(group) / len(batch))
             loss = loss + settings.center_coef * centering
+        if contrasted:
+            own = torch.tensor([texts.index((p.prompt_ids, p.best_ids)) for p in contrasted])
+            contrast = pairwise_reward_loss(scores[own], scores_elsewhere)
+            loss = loss + settings.contrast_coef * contrast * (len(contrasted) / len(batch))
         loss.backward()
         sums["loss"] += loss.item()
         chosen, rejected, _, _ = _pairs(group, device)
@@ -206,7 +252,7 @@ def _pairs(
 def _loss(
     token_scores: Float[Tensor, "B R"],
     scores: Float[Tensor, " B"],
-    batch: Batch,
+    response_mask: Bool[Tensor, "B R"],
     group: Sequence[RatedPrompt],
     settings: Reward,
 ) -> Float[Tensor, ""]:
@@ -229,7 +275,7 @@ def _loss(
     if settings.score_at == "last":
         return loss(scores, targets, torch.ones_like(targets, dtype=torch.bool))
     # `token`: every response token is taught the sequence's target.
-    return loss(token_scores, targets.unsqueeze(1).expand_as(token_scores), batch.response_mask)
+    return loss(token_scores, targets.unsqueeze(1).expand_as(token_scores), response_mask)
 
 
 def pair_scores(

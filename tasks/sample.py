@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@step(version=1, sections=("sample", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=2, sections=("sample", "seed", "precision", "ingest.max_rejected_share"))
 def sample(run: StepRun, *, model: ModelArtifact, prompts: TableArtifact) -> None:
     """Sample texts for the prompts of the splits `reward` and `reward_heldout`."""
     import pandas as pd
@@ -80,36 +80,44 @@ def _sample_shard(
     from rlhf_core.tokens import decode_response
 
     settings = run.config.sample
-    rows = [row for row in shard for _ in range(settings.samples_per_prompt)]
     # A seed per shard: shards are the same whichever process samples them, and in whatever order.
     seed = run.config.seed * 1_000_003 + number
-    sampled = sample_texts(
-        lm,
-        [prompt_ids[row] for row in rows],
-        temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
-        pad_id=tokenizer.pad_token_id,
-        eos_id=tokenizer.eos_token_id,
-        generator=torch.Generator(machine.device).manual_seed(seed),
-        batch_size=settings.batch_size,
-        precision=machine.precision,
-    )
+    generator = torch.Generator(machine.device).manual_seed(seed)
+    turns = [
+        settings.temperatures[index % len(settings.temperatures)]
+        for index in range(settings.samples_per_prompt)
+    ]
     records = []
-    for index, (row, one) in enumerate(zip(rows, sampled, strict=True)):
-        prompt_id, prompt = frame["prompt_id"].iloc[row], frame["prompt"].iloc[row]
-        text = decode_response(tokenizer, one.response_ids)
-        records.append(
-            {
-                "candidate_id": digest_id(prompt, text),
-                "prompt_id": prompt_id,
-                "sample_index": index % settings.samples_per_prompt,
-                "response": text,
-                "finish_reason": one.finish_reason,
-                "policy": "sft",
-                "response_ids": one.response_ids,
-                "response_logprobs": one.logprobs,
-                "temperature": settings.temperature,
-                "seed": seed,
-            }
+    for temperature in dict.fromkeys(turns):
+        samples = [
+            (row, index) for row in shard for index, t in enumerate(turns) if t == temperature
+        ]
+        sampled = sample_texts(
+            lm,
+            [prompt_ids[row] for row, _ in samples],
+            temperature=temperature,
+            max_new_tokens=settings.max_new_tokens,
+            pad_id=tokenizer.pad_token_id,
+            eos_id=tokenizer.eos_token_id,
+            generator=generator,
+            batch_size=settings.batch_size,
+            precision=machine.precision,
         )
+        for (row, index), one in zip(samples, sampled, strict=True):
+            prompt_id, prompt = frame["prompt_id"].iloc[row], frame["prompt"].iloc[row]
+            text = decode_response(tokenizer, one.response_ids)
+            records.append(
+                {
+                    "candidate_id": digest_id(prompt, text),
+                    "prompt_id": prompt_id,
+                    "sample_index": index,
+                    "response": text,
+                    "finish_reason": one.finish_reason,
+                    "policy": "sft",
+                    "response_ids": one.response_ids,
+                    "response_logprobs": one.logprobs,
+                    "temperature": temperature,
+                    "seed": seed,
+                }
+            )
     return pd.DataFrame(records).drop_duplicates("candidate_id", ignore_index=True)

@@ -17,11 +17,15 @@ import yaml
 
 from flows.command import main
 from flows.journal import STEPS, RunSummary
+from rlhf_core.models import load_causal_lm
 from rlhf_core.recipe import parse_config
+from rlhf_core.scoring import sequence_logprobs
+from rlhf_core.tokens import encode_prompts
 from tasks import step as steps
 from tasks import store as store_module
 from tasks.reporting.lineage import load_run
 from tasks.store import ArtifactStore
+from tasks.tables import read_table
 
 PROCESS_SECONDS = 240
 """For a process that imports Prefect and torch on a busy machine."""
@@ -51,7 +55,12 @@ TINY: dict[str, Any] = {
     },
     "pretrain": {"epochs": 1, "batch_size": 16, "sequence_tokens": 64},
     "sft": {"epochs": 1, "batch_size": 16, "checkpoint_every": 1},
-    "sample": {"max_prompts": 16, "samples_per_prompt": 3, "max_new_tokens": 24},
+    "sample": {
+        "max_prompts": 16,
+        "samples_per_prompt": 3,
+        "temperatures": [1.0, 0.6],
+        "max_new_tokens": 24,
+    },
     "reward": {"epochs": 1, "batch_size": 8, "bootstrap_samples": 100},
     "ppo": {
         "updates": 3,
@@ -117,6 +126,27 @@ def finished(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> 
     summary = place.flow()
     assert set(what_happened(summary).values()) == {"run"}
     return place
+
+
+def test_samples_take_the_temperatures_in_turn(finished: Place) -> None:
+    candidates = read_table(finished.artifact("sample") / "candidates.parquet", "candidates")
+    prompts = read_table(finished.artifact("ingest") / "prompts.parquet", "prompts")
+    assert set(zip(candidates["sample_index"], candidates["temperature"], strict=True)) == {
+        (0, 1.0), (1, 0.6), (2, 1.0),
+    }  # fmt: skip
+    model, tokenizer = load_causal_lm(finished.artifact("sft"))
+    rows = candidates.merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
+    for temperature, group in rows.groupby("temperature"):
+        expected = sequence_logprobs(
+            model,
+            encode_prompts(tokenizer, list(group["prompt"])),
+            [[int(token) for token in ids] for ids in group["response_ids"]],
+            temperature=float(temperature),
+            pad_id=tokenizer.pad_token_id,
+        )
+        sampled = [float(sum(values)) for values in group["response_logprobs"]]
+        assert sampled == pytest.approx(expected.tolist(), abs=1e-3)
+
 
 
 @pytest.fixture

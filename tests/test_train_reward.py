@@ -27,7 +27,13 @@ from tiny import (
 from rlhf_core.config import Reward
 from rlhf_core.models import RewardModel
 from rlhf_core.scoring import reward_scores
-from rlhf_core.train_reward import RatedPrompt, normalise, pair_scores, train_reward
+from rlhf_core.train_reward import (
+    RatedPrompt,
+    normalise,
+    pair_scores,
+    train_reward,
+    with_similar_prompts,
+)
 
 TOLERANCE = 1e-5
 MOMENT_TOLERANCE = 1e-5
@@ -142,6 +148,35 @@ def test_pairs_and_their_order_by_hand(tmp_path: Path, weight_pairs: bool, margi
     assert stats["loss"] == pytest.approx(expected, abs=TOLERANCE)
     assert stats["margin"] == pytest.approx((a - b + c - b) / 2, abs=TOLERANCE)
     assert stats["accuracy"] == ((a > b) + (c > b)) / 2
+
+
+def prompt_of(ids: list[int]) -> RatedPrompt:
+    return RatedPrompt(ids, [[7, EOS], [3, EOS]], [1.0, -1.0], [9.0, -9.0], [(0, 1, 1.0, 18.0)])
+
+
+def test_the_most_similar_prompt_shares_most_but_not_all() -> None:
+    same = [2, 2, 3]  # the same tokens as the first: nothing tells the two apart
+    prompts = [prompt_of(ids) for ids in ([2, 3], same, [2, 3, 4, 5], [9], [4, 9, 11])]
+    similar = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts)]
+    assert similar[:2] == [[2, 3, 4, 5]] * 2  # 2 of 4 shared
+    assert similar[2] in ([2, 3], same)
+    assert similar[3:] == [[4, 9, 11], [9]]  # 1 of 3 shared
+    assert with_similar_prompts(prompts[:1])[0].similar_prompt_ids is None
+
+
+def test_the_best_text_under_the_similar_prompt_by_hand(tmp_path: Path) -> None:
+    model = tiny_reward_model(tmp_path / "lm")
+    prompts = [prompt_of([5, 6]), prompt_of([5, 8])]
+    rows = [([5, 6], [7, EOS]), ([5, 6], [3, EOS]), ([5, 8], [7, EOS]), ([5, 8], [3, EOS])]
+    a, b, c, d = reward_scores(model, [r[0] for r in rows], [r[1] for r in rows], pad_id=PAD)
+    options = ONE_STEP | {"center_coef": 0.0, "contrast_coef": 0.5, "micro_batch_size": 2}
+    metrics = train(model, tmp_path / "work", prompts, **options)
+    stats = {name.removeprefix("reward_model/"): value for _, name, value in metrics}
+    own = -torch.nn.functional.logsigmoid(torch.stack([a - b, c - d])).mean()
+    # The best text is [7, EOS] for both: under its own prompt against the other one.
+    contrast = -torch.nn.functional.logsigmoid(torch.stack([a - c, c - a])).mean()
+    assert stats["loss"] == pytest.approx((own + 0.5 * contrast).item(), abs=TOLERANCE)
+    assert stats["accuracy"] == ((a > b) + (c > d)).item() / 2
 
 
 @pytest.mark.parametrize("score_at", ["last", "token"])
