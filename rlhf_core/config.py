@@ -319,7 +319,7 @@ class Reward(Section):
         "scores of different prompts comparable.",
     )
     contrast_coef: NonNegativeFloat = Field(
-        0.5,
+        0.0,
         description="pairwise: weight of further pairs, each prompt's best text against the same "
         "text under the most similar other prompt; they teach to read the prompt.",
     )

@@ -148,7 +148,6 @@ def test_samples_take_the_temperatures_in_turn(finished: Place) -> None:
         assert sampled == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-
 @pytest.fixture
 def copied(finished: Place, tmp_path: Path) -> Place:
     """A copy of the finished run, to be harmed."""

@@ -72,7 +72,13 @@ def rated(seed: int, *, num_prompts: int = 6) -> list[RatedPrompt]:
 
 
 def training(**changes: Any) -> Reward:
-    settings = {"epochs": 2, "batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 2}
+    settings = {
+        "epochs": 2,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "contrast_coef": 0.5,
+        "checkpoint_every": 2,
+    }
     return Reward(**(settings | changes))
 
 
