@@ -36,7 +36,7 @@ from rlhf_core.runtime import (
     linear_schedule,
 )
 from rlhf_core.scoring import batches
-from rlhf_core.tokens import collate, length_sorted_batches
+from rlhf_core.tokens import collate, length_sorted_batches, padding_key
 
 Example = tuple[Sequence[int], Sequence[int]]
 
@@ -128,7 +128,7 @@ def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int) ->
     batched = []
     for start in range(0, len(order), window):
         rows = order[start : start + window]
-        rows.sort(key=lambda row: len(examples[row][0]) + len(examples[row][1]))
+        rows.sort(key=lambda row: padding_key(*map(len, examples[row])))
         batched += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
     rng.shuffle(batched)
     return batched
@@ -145,8 +145,8 @@ def _optimize(
 ) -> float:
     num_tokens = sum(len(response) for _, response in batch)
     loss_sum = 0.0
-    lengths = [len(prompt) + len(response) for prompt, response in batch]
-    for rows in length_sorted_batches(lengths, settings.micro_batch_size):
+    keys = [padding_key(len(prompt), len(response)) for prompt, response in batch]
+    for rows in length_sorted_batches(keys, settings.micro_batch_size):
         micro = collate(
             [batch[r][0] for r in rows],
             [batch[r][1] for r in rows],

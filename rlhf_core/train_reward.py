@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -38,8 +39,7 @@ from rlhf_core.runtime import (
     build_optimizer,
     linear_schedule,
 )
-from rlhf_core.scoring import reward_scores
-from rlhf_core.tokens import collate
+from rlhf_core.scoring import batches, reward_scores
 
 POINTS_PER_DECADE = 400.0
 """Elo points that make odds of 10."""
@@ -175,14 +175,11 @@ def _optimize(
         texts = [(prompt.prompt_ids, ids) for prompt in group for ids in prompt.response_ids]
         contrasted = [prompt for prompt in group if prompt.similar_prompt_ids]
         elsewhere = [(prompt.similar_prompt_ids or [], prompt.best_ids) for prompt in contrasted]
-        prompt_ids, response_ids = zip(*texts, *elsewhere, strict=True)
-        micro = collate(prompt_ids, response_ids, pad_id=pad_id, device=device)
-        with autocast(device, precision):
-            token_scores = model.token_scores(micro)
-        scores = model.reduce(token_scores, micro.response_mask)
+        token_scores, mask = _token_scores(model, [*texts, *elsewhere], pad_id, precision)
+        scores = model.reduce(token_scores, mask)
         scores, scores_elsewhere = scores[: len(texts)], scores[len(texts) :]
-        mask = micro.response_mask[: len(texts)]
-        loss = _loss(token_scores[: len(texts)], scores, mask, group, settings) * share
+        token_scores, mask = token_scores[: len(texts)], mask[: len(texts)]
+        loss = _loss(token_scores, scores, mask, group, settings) * share
         if settings.loss == "pairwise":
             num_texts = [len(prompt.response_ids) for prompt in group]
             centering = centering_loss(scores, num_texts) * (len(group) / len(batch))
@@ -210,6 +207,35 @@ def _optimize(
     sums["accuracy"] /= max(1, num_pairs)
     sums["margin"] /= max(1, num_pairs)
     return sums
+
+
+TEXTS_PER_FORWARD = 16
+"""On a processor: two thirds of a batch in one piece would be padding."""
+
+
+def _token_scores(
+    model: RewardModel,
+    texts: Sequence[tuple[list[int], list[int]]],
+    pad_id: int,
+    precision: Precision,
+) -> tuple[Float[Tensor, "B R"], Bool[Tensor, "B R"]]:
+    """Scores and mask of the response tokens, from forward passes of texts of similar length."""
+    device = next(model.parameters()).device
+    size = TEXTS_PER_FORWARD if device.type == "cpu" else len(texts)
+    prompt_ids, response_ids = zip(*texts, strict=True)
+    width = max(map(len, response_ids))
+    rows: list[int] = []
+    parts: list[tuple[Tensor, Tensor]] = []
+    for indices, batch in batches(
+        prompt_ids, response_ids, batch_size=size, pad_id=pad_id, device=device
+    ):
+        with autocast(device, precision):
+            scores = model.token_scores(batch)
+        missing = (0, width - scores.shape[1])
+        parts.append((F.pad(scores, missing), F.pad(batch.response_mask, missing)))
+        rows += indices
+    order = torch.tensor(rows, device=device).argsort()
+    return torch.cat([p[0] for p in parts])[order], torch.cat([p[1] for p in parts])[order]
 
 
 def _loss_weight(prompt: RatedPrompt, settings: Reward) -> float:
