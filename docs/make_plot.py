@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 from tasks.reporting.lineage import load_run
 from tasks.step import open_store
 
-MODELS = ("demonstrations", "sft", "best_of_4", "ppo")
-LABELS = ("written", "SFT", "best of 4", "PPO")
+MODELS = ("demonstrations", "sft", "best_of_4", "sft_greedy", "ppo")
+LABELS = ("written", "SFT", "best of 4", "greedy SFT", "PPO")
 BLUE, GREY = "#2f6db3", "#9aa4ae"
 
 
@@ -22,10 +22,11 @@ def main(run: Path, target: Path) -> None:
     store = open_store(saved.config)
     evaluation = store.open_table(saved.results["evaluate"].tables["evaluation"])
     metrics = store.open_table(saved.results["ppo"].tables["metrics"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(1, 1.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(1.2, 1.3))
     rows = evaluation[evaluation["metric"] == "task_metric"].set_index("model").loc[list(MODELS)]
     errors = [rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]]
-    left.bar(LABELS, rows["value"], yerr=errors, color=[GREY, GREY, GREY, BLUE], capsize=3)
+    left.bar(LABELS, rows["value"], yerr=errors, color=[*[GREY] * 4, BLUE], capsize=3)
+    left.tick_params(axis="x", labelsize=8)
     left.set_title("gold score (training never saw it)", fontsize=10)
     curves = metrics.pivot(index="step", columns="name", values="value")
     right.plot(curves["objective/score"].dropna(), color=GREY, label="score while training")

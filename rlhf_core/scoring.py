@@ -1,4 +1,4 @@
-"""Logprobs and reward scores of given texts, in length-sorted batches without padding to spare."""
+"""Logprobs and reward scores of given texts, in batches of similar lengths, with little padding."""
 
 from collections.abc import Iterator, Sequence
 

@@ -41,7 +41,7 @@ from rlhf_core.tokens import collate, length_sorted_batches, padding_key
 Example = tuple[Sequence[int], Sequence[int]]
 
 SORT_WINDOW = 32
-"""Batches within which sequences are sorted by length: enough to save most padding, few enough
+"""Batches within which sequences are sorted by `padding_key`: enough to save most padding, few enough
 that an epoch stays shuffled."""
 
 
