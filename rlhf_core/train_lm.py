@@ -41,8 +41,8 @@ from rlhf_core.tokens import collate, length_sorted_batches, padding_key
 Example = tuple[Sequence[int], Sequence[int]]
 
 SORT_WINDOW = 32
-"""Batches within which sequences are sorted by `padding_key`: enough to save most padding, few enough
-that an epoch stays shuffled."""
+"""Batches within which sequences are sorted by `padding_key`: enough to save most padding, few
+enough that an epoch stays shuffled."""
 
 
 def pack(documents: Iterable[Sequence[int]], length: int) -> list[Example]:
