@@ -296,7 +296,7 @@ class Reward(Section):
     )
     micro_batch_size: PositiveInt = Field(
         64,
-        description="Texts per forward pass; more memory, same gradient.",
+        description="Texts per backward pass; more memory, same gradient.",
         json_schema_extra=RUNTIME,
     )
     learning_rate: PositiveFloat = Field(3e-4, description="Peak of the AdamW learning rate.")

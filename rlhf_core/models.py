@@ -78,15 +78,24 @@ def _choose_attention(model: Any) -> None:
         model.set_attn_implementation("eager")
 
 
+LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What families of transformers call the bound of their logits."""
+
+
 def check_foldable(model: CausalLM, temperature: float) -> None:
     """Refuse, before any training, a temperature that `fold_temperature` could not keep.
 
     Raises:
-        ValueError: the model caps its logits, so a scaled output layer gives another distribution.
+        ValueError: the model caps its logits, so a scaled output layer gives another distribution;
+            or it has no output layer that could be scaled.
     """
+    if temperature == 1:
+        return
     config = model.config.get_text_config()
-    if temperature != 1 and getattr(config, "final_logit_softcapping", None):
+    if any(getattr(config, name, None) for name in LOGIT_CAPS):
         raise ValueError(f"{config.model_type} caps its logits, which no temperature survives")
+    if not hasattr(model.get_output_embeddings(), "weight"):
+        raise ValueError(f"{config.model_type} has no output layer with a weight")
 
 
 def fold_temperature(model: CausalLM, temperature: float) -> None:

@@ -22,13 +22,8 @@ BF16_MIN_PARAMETERS = 500_000
 AVX512-BF16: 1.2 times faster at 0.9 M parameters)."""
 
 
-_MALLOPT = {
-    -8: 1,  # M_ARENA_MAX: the main heap alone; those of other threads cannot hold big blocks
-    -3: 2**30,  # M_MMAP_THRESHOLD: blocks below 1 GiB come from the heap
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: and the heap does not shrink
-    -2: 2**26,  # M_TOP_PAD: it grows by 64 MiB
-}
-"""Options of mallopt(3) by their numbers in malloc.h."""
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
+"""Options of mallopt(3), numbered as in glibc's malloc.h."""
 
 
 @runtime_checkable
@@ -111,9 +106,13 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    libc = ctypes.CDLL(None)
-    for option, value in _MALLOPT.items():
-        libc.mallopt(option, value)
+    mallopt = ctypes.CDLL(None).mallopt
+    # Blocks below 1 GiB from the heap. Older glibc allows 32 MiB, and adapts if left alone.
+    if not mallopt(M_MMAP_THRESHOLD, 2**30):
+        return
+    mallopt(M_ARENA_MAX, 1)  # the main heap only: those of other threads cannot hold big blocks
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # and it does not shrink
+    mallopt(M_TOP_PAD, 2**26)  # and grows by 64 MiB
 
 
 def linear_schedule(

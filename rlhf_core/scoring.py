@@ -10,7 +10,7 @@ from rlhf_core.config import Ppo
 from rlhf_core.logprobs import prepare_logits, token_logprobs
 from rlhf_core.models import CausalLM, RewardModel, response_logits
 from rlhf_core.runtime import NoProgress, Precision, Progress, autocast
-from rlhf_core.tokens import Batch, collate, length_sorted_batches, padding_key
+from rlhf_core.tokens import Batch, collate, similar_batches
 
 Ids = Sequence[Sequence[int]]
 
@@ -19,8 +19,8 @@ def batches(
     prompt_ids: Ids, response_ids: Ids, *, batch_size: int, pad_id: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
     """Row indices and their `Batch`, rows of similar length together."""
-    keys = [padding_key(len(p), len(r)) for p, r in zip(prompt_ids, response_ids, strict=True)]
-    for rows in length_sorted_batches(keys, batch_size):
+    lengths = list(map(len, prompt_ids)), list(map(len, response_ids))
+    for rows in similar_batches(*lengths, batch_size):
         prompts = [prompt_ids[row] for row in rows]
         responses = [response_ids[row] for row in rows]
         yield rows, collate(prompts, responses, pad_id=pad_id, device=device)

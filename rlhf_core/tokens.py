@@ -160,16 +160,36 @@ def _pad(
     return padded, mask
 
 
-def padding_key(prompt_tokens: int, response_tokens: int) -> tuple[int, int]:
-    """Sort key under which neighbours need little padding on either side.
-
-    By the response to within four tokens, then by the prompt: of E2E's batches 89 % are tokens,
-    where sorting by the sum of both gives 81 %.
-    """
-    return response_tokens // 4, prompt_tokens
-
-
-def length_sorted_batches(keys: Sequence[Any], batch_size: int) -> list[list[int]]:
-    """Indices in micro-batches of similar length (or `padding_key`), shortest first."""
-    order = sorted(range(len(keys)), key=lambda index: (keys[index], index))
+def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in micro-batches of similar length, shortest first."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def similar_batches(
+    prompt_lengths: Sequence[int], response_lengths: Sequence[int], batch_size: int
+) -> list[list[int]]:
+    """Indices in batches of prompts and responses of similar lengths.
+
+    Prompts are padded on the left and responses on the right, so a sort by their sum leaves much
+    padding. Sorted by the response to within four tokens and then by the prompt, 89 % of a batch of
+    E2E's are tokens, else 81 %; where prompts differ much more than responses the sum is better.
+    Whichever pads less is taken.
+    """
+    rows = range(len(prompt_lengths))
+    orders = [
+        sorted(rows, key=lambda i: (response_lengths[i] // 4, prompt_lengths[i], i)),
+        sorted(rows, key=lambda i: (prompt_lengths[i] + response_lengths[i], i)),
+    ]
+    cut = [
+        [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        for order in orders
+    ]
+
+    def area(batches: list[list[int]]) -> int:
+        return sum(
+            len(b) * (max(prompt_lengths[i] for i in b) + max(response_lengths[i] for i in b))
+            for b in batches
+        )
+
+    return min(cut, key=area)

@@ -36,13 +36,13 @@ from rlhf_core.runtime import (
     linear_schedule,
 )
 from rlhf_core.scoring import batches
-from rlhf_core.tokens import collate, length_sorted_batches, padding_key
+from rlhf_core.tokens import collate, similar_batches
 
 Example = tuple[Sequence[int], Sequence[int]]
 
 SORT_WINDOW = 32
-"""Batches within which sequences are sorted by `padding_key`: enough to save most padding, few
-enough that an epoch stays shuffled."""
+"""Batches within which sequences of similar length are put together: enough to save most padding,
+few enough that an epoch stays shuffled."""
 
 
 def pack(documents: Iterable[Sequence[int]], length: int) -> list[Example]:
@@ -128,8 +128,8 @@ def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int) ->
     batched = []
     for start in range(0, len(order), window):
         rows = order[start : start + window]
-        rows.sort(key=lambda row: padding_key(*map(len, examples[row])))
-        batched += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+        lengths = [len(examples[row][0]) for row in rows], [len(examples[row][1]) for row in rows]
+        batched += [[rows[i] for i in batch] for batch in similar_batches(*lengths, batch_size)]
     rng.shuffle(batched)
     return batched
 
@@ -145,8 +145,8 @@ def _optimize(
 ) -> float:
     num_tokens = sum(len(response) for _, response in batch)
     loss_sum = 0.0
-    keys = [padding_key(len(prompt), len(response)) for prompt, response in batch]
-    for rows in length_sorted_batches(keys, settings.micro_batch_size):
+    lengths = [len(prompt) for prompt, _ in batch], [len(response) for _, response in batch]
+    for rows in similar_batches(*lengths, settings.micro_batch_size):
         micro = collate(
             [batch[r][0] for r in rows],
             [batch[r][1] for r in rows],

@@ -1,6 +1,6 @@
 """The reward model: the policy's trunk with a scalar head, trained on rated texts.
 
-All texts of a prompt go through one forward pass; a pair that nobody compared is no pair.
+All texts of a prompt are in one backward pass; a pair that nobody compared is no pair.
 """
 
 import math
@@ -29,7 +29,7 @@ from rlhf_core.losses import (
     pointwise_cross_entropy_loss,
     pointwise_mse_loss,
 )
-from rlhf_core.models import RewardModel
+from rlhf_core.models import RewardModel, context_tokens
 from rlhf_core.runtime import (
     Metrics,
     NoProgress,
@@ -97,7 +97,7 @@ def train_reward(
     )
     progress = progress or NoProgress()
     if settings.loss == "pairwise" and settings.contrast_coef > 0:
-        prompts = with_similar_prompts(prompts)
+        prompts = with_similar_prompts(prompts, context_tokens(model.classifier))
     step, metrics, recent = _resume(model, optimizer, work_dir)
     while step < total_steps:
         epoch, first = divmod(step, steps_per_epoch)
@@ -128,8 +128,10 @@ SIMILAR_AMONG = 4096
 """Prompts among which the most similar one is looked for: the search is quadratic."""
 
 
-def with_similar_prompts(prompts: Sequence[RatedPrompt]) -> list[RatedPrompt]:
+def with_similar_prompts(prompts: Sequence[RatedPrompt], limit: int) -> list[RatedPrompt]:
     """Each prompt with the one that shares most of its tokens, but not all.
+
+    None where the prompt's best text does not fit behind that one into `limit` tokens.
 
     A text that is right for one of them is wrong for the other in what they do not share. People
     rank texts of one prompt, which are all about it, so a model can learn their rankings without
@@ -151,8 +153,9 @@ def with_similar_prompts(prompts: Sequence[RatedPrompt]) -> list[RatedPrompt]:
         similarity = (shared / either).masked_fill(shared == either, -1.0)
         best, index = similarity.max(1)
         for prompt, value, other in zip(block, best.tolist(), index.tolist(), strict=True):
-            ids = block[other].prompt_ids if value >= 0 else None
-            result.append(replace(prompt, similar_prompt_ids=ids))
+            ids = block[other].prompt_ids
+            fits = value >= 0 and len(ids) + len(prompt.best_ids) <= limit
+            result.append(replace(prompt, similar_prompt_ids=ids if fits else None))
     return result
 
 
@@ -253,11 +256,12 @@ def _micro_batches(batch: Sequence[RatedPrompt], size: int) -> list[list[RatedPr
     groups: list[list[RatedPrompt]] = []
     num_texts = size + 1
     for prompt in sorted(batch, key=lambda p: len(p.prompt_ids) + max(map(len, p.response_ids))):
-        if num_texts + len(prompt.response_ids) > size:
+        needed = len(prompt.response_ids) + bool(prompt.similar_prompt_ids)
+        if num_texts + needed > size:
             groups.append([])
             num_texts = 0
         groups[-1].append(prompt)
-        num_texts += len(prompt.response_ids)
+        num_texts += needed
     return groups
 
 

@@ -120,4 +120,4 @@ def _sample_shard(
                     "seed": seed,
                 }
             )
-    return pd.DataFrame(records).drop_duplicates("candidate_id", ignore_index=True)
+    return pd.DataFrame(records)

@@ -8,7 +8,6 @@ from tiny import PAD, PROMPTS, RESPONSES, tiny_lm, tiny_reward_model
 
 from rlhf_core.evaluate import JudgedText, best_of_n, best_of_n_kl, perplexity
 from rlhf_core.scoring import batches, reward_scores, sequence_logprobs
-from rlhf_core.tokens import padding_key
 
 TOLERANCE = 2e-5
 
@@ -22,8 +21,6 @@ def test_batches_hold_every_row_once_with_similar_lengths() -> None:
             assert batch.response_ids[i][batch.response_mask[i]].tolist() == RESPONSES[row]
             assert batch.prompt_ids[i][batch.prompt_mask[i]].tolist() == PROMPTS[row]
         seen += rows
-    keys = [padding_key(len(PROMPTS[row]), len(RESPONSES[row])) for row in seen]
-    assert keys == sorted(keys)
     assert sorted(seen) == list(range(len(PROMPTS)))
 
 

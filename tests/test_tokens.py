@@ -17,6 +17,7 @@ from rlhf_core.tokens import (
     ensure_pad_token,
     length_sorted_batches,
     position_ids,
+    similar_batches,
 )
 
 CHAT_TEMPLATE = (
@@ -169,6 +170,23 @@ def test_checklist_2_and_4_collate_pads_prompts_left_and_responses_right() -> No
 def test_checklist_2_positions_count_real_tokens() -> None:
     mask = torch.tensor([[False, False, True, True, True, False]])
     assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "responses", "expected"),
+    [
+        # By response: (2 + 1) * 2 + (2 + 9) * 2 cells; by the sum rows 1 and 2 (4 tokens) mix.
+        ([1, 2, 1, 2], [9, 2, 3, 8], [[2, 1], [0, 3]]),
+        # Long prompts that differ: by the sum.
+        ([90, 10, 91, 11], [1, 8, 9, 1], [[3, 1], [0, 2]]),
+    ],
+)
+def test_similar_batches_take_the_order_that_pads_less(
+    prompts: list[int], responses: list[int], expected: list[list[int]]
+) -> None:
+    batches = similar_batches(prompts, responses, 2)
+    assert [sorted(batch) for batch in batches] == [sorted(batch) for batch in expected]
+    assert similar_batches([], [], 2) == []
 
 
 def test_length_sorted_batches_hold_every_index_once() -> None:

@@ -163,11 +163,13 @@ def prompt_of(ids: list[int]) -> RatedPrompt:
 def test_the_most_similar_prompt_shares_most_but_not_all() -> None:
     same = [2, 2, 3]  # the same tokens as the first: nothing tells the two apart
     prompts = [prompt_of(ids) for ids in ([2, 3], same, [2, 3, 4, 5], [9], [4, 9, 11])]
-    similar = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts)]
+    similar = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts, 6)]
     assert similar[:2] == [[2, 3, 4, 5]] * 2  # 2 of 4 shared
     assert similar[2] in ([2, 3], same)
     assert similar[3:] == [[4, 9, 11], [9]]  # 1 of 3 shared
-    assert with_similar_prompts(prompts[:1])[0].similar_prompt_ids is None
+    short = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts, 5)]
+    assert short[:2] == [None, None]  # 4 tokens and a text of 2
+    assert with_similar_prompts(prompts[:1], 6)[0].similar_prompt_ids is None
 
 
 def test_the_best_text_under_the_similar_prompt_by_hand(tmp_path: Path) -> None:

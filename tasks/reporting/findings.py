@@ -321,10 +321,12 @@ def _about_the_comparison(data: RunData) -> list[Note]:
         notes.append(Note("Few held-out prompts", text))
     kl = data.estimate("ppo", "kl")
     if kl:
+        limit = f"the guard's limit is {number(data.config.ppo.guard.max_kl)}"
+        if data.config.ppo.temperature != 1:
+            limit = "a part of it is the lower temperature, which the guard does not count"
         text = (
-            f"The policy is {number(kl.value)} nats per sequence from SFT (the guard's limit is "
-            f"{number(data.config.ppo.guard.max_kl)}). Far from SFT the reward model judges texts "
-            "unlike those that people ranked."
+            f"The policy is {number(kl.value)} nats per sequence from SFT ({limit}). Far from SFT "
+            "the reward model judges texts unlike those that people ranked."
         )
         notes.append(Note("Distance from SFT", text))
     if win:
