@@ -213,7 +213,7 @@ def _optimize(
 
 
 TEXTS_PER_FORWARD = 16
-"""On a processor: two thirds of a batch in one piece would be padding."""
+"""On a processor: of 32 texts in one piece a third would be padding."""
 
 
 def _token_scores(
