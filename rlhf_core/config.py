@@ -178,7 +178,27 @@ class Ingest(Section):
         return self
 
 
-class LanguageModelTraining(Section):
+class SupervisedSettings(Section):
+    """Settings that pretraining, SFT and the reward model's training have in common."""
+
+    learning_rate: PositiveFloat = Field(1e-3, description="Peak of the AdamW learning rate.")
+    final_learning_rate_share: Share = Field(
+        0.03, description="Share of the peak at which the linear decay ends."
+    )
+    warmup_share: Share = Field(0.03, description="Share of the steps over which the rate rises.")
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW weight decay of matrices.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
+    average_share: Share = Field(
+        0.0,
+        description="Share of the steps, counted from the end, whose weights are averaged into "
+        "the published ones; 0 publishes the last.",
+    )
+    checkpoint_every: PositiveInt = Field(
+        200, description="Optimizer steps between two checkpoints.", json_schema_extra=RUNTIME
+    )
+
+
+class LanguageModelTraining(SupervisedSettings):
     """Settings that both next-token trainings have."""
 
     epochs: NonNegativeInt = Field(1, description="Passes over the data.")
@@ -187,16 +207,6 @@ class LanguageModelTraining(Section):
         64,
         description="Sequences per forward pass; more memory, same gradient.",
         json_schema_extra=RUNTIME,
-    )
-    learning_rate: PositiveFloat = Field(1e-3, description="Peak of the AdamW learning rate.")
-    final_learning_rate_share: Share = Field(
-        0.03, description="Share of the peak at which the linear decay ends."
-    )
-    warmup_share: Share = Field(0.03, description="Share of the steps over which the rate rises.")
-    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW weight decay of matrices.")
-    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
-    checkpoint_every: PositiveInt = Field(
-        200, description="Optimizer steps between two checkpoints.", json_schema_extra=RUNTIME
     )
 
 
@@ -281,7 +291,7 @@ class Rate(Section):
     )
 
 
-class Reward(Section):
+class Reward(SupervisedSettings):
     """The reward model."""
 
     loss: Literal["pairwise", "pointwise_mse", "pointwise_cross_entropy"] = Field(
@@ -305,7 +315,6 @@ class Reward(Section):
     )
     warmup_share: Share = Field(0.05, description="Share of the steps over which the rate rises.")
     weight_decay: NonNegativeFloat = Field(0.05, description="AdamW weight decay of matrices.")
-    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
     weight_pairs: bool = Field(
         True,
         description="pairwise: weigh a pair by the annotators' majority, |for - against| / votes.",

@@ -12,30 +12,13 @@ from pathlib import Path
 
 import torch
 
-from rlhf_core.checkpoint import (
-    load_state,
-    module_tensors,
-    optimizer_tensors,
-    random_states,
-    restore_module,
-    restore_optimizer,
-    restore_random_states,
-    save_state,
-)
 from rlhf_core.config import LanguageModelTraining
 from rlhf_core.logprobs import prepare_logits
 from rlhf_core.losses import lm_loss
 from rlhf_core.models import CausalLM, response_logits
-from rlhf_core.runtime import (
-    Metrics,
-    NoProgress,
-    Precision,
-    Progress,
-    autocast,
-    build_optimizer,
-    linear_schedule,
-)
+from rlhf_core.runtime import Metrics, Precision, Progress, autocast
 from rlhf_core.scoring import batches
+from rlhf_core.supervised import SupervisedTraining
 from rlhf_core.tokens import collate, similar_batches
 
 Example = tuple[Sequence[int], Sequence[int]]
@@ -87,36 +70,28 @@ def train_lm(
         FloatingPointError: the loss is no longer finite.
     """
     steps_per_epoch = math.ceil(len(examples) / settings.batch_size)
-    total_steps = steps_per_epoch * settings.epochs
-    optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
-    schedule = linear_schedule(
-        total_steps,
-        warmup_share=settings.warmup_share,
-        final_share=settings.final_learning_rate_share,
+    training = SupervisedTraining(
+        model,
+        settings,
+        total_steps=steps_per_epoch * settings.epochs,
+        work_dir=work_dir,
+        prefix="train",
+        log_every=log_every,
+        progress=progress,
     )
-    progress = progress or NoProgress()
-    step, metrics = _resume(model, optimizer, work_dir)
     model.train()
-    while step < total_steps:
-        epoch, first = divmod(step, steps_per_epoch)
+    while training.step < training.total_steps:
+        epoch, first = divmod(training.step, steps_per_epoch)
         for rows in epoch_batches(examples, settings.batch_size, seed=seed + epoch)[first:]:
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * schedule(step)
             batch = [examples[row] for row in rows]
-            loss = _optimize(model, optimizer, batch, settings, pad_id=pad_id, precision=precision)
-            step += 1
-            if step % log_every == 0 or step == total_steps:
-                metrics.append((step, "train/loss", loss))
-                metrics.append((step, "train/learning_rate", optimizer.param_groups[0]["lr"]))
-            if step % steps_per_epoch == 0 and validation:
+            loss = _backward(model, batch, settings, pad_id=pad_id, precision=precision)
+            training.descend({"loss": loss})
+            if training.step % steps_per_epoch == 0 and validation:
                 value = mean_loss(model, validation, pad_id=pad_id, precision=precision)
-                metrics.append((step, "validation/loss", value))
+                training.metrics.append((training.step, "validation/loss", value))
                 model.train()
-            progress.update(step, loss=loss)
-            if step % settings.checkpoint_every == 0:
-                _checkpoint(model, optimizer, work_dir, step, metrics)
-    model.eval()
-    return metrics
+            training.save_when_due()
+    return training.finish()
 
 
 def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int) -> list[list[int]]:
@@ -134,9 +109,8 @@ def epoch_batches(examples: Sequence[Example], batch_size: int, *, seed: int) ->
     return batched
 
 
-def _optimize(
+def _backward(
     model: CausalLM,
-    optimizer: torch.optim.Optimizer,
     batch: Sequence[Example],
     settings: LanguageModelTraining,
     *,
@@ -160,14 +134,6 @@ def _optimize(
         loss = lm_loss(logits, micro.response_ids, micro.response_mask) * share
         loss.backward()
         loss_sum += loss.item()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    if not (math.isfinite(loss_sum) and torch.isfinite(norm)):
-        raise FloatingPointError(
-            f"the loss is {loss_sum} and its gradient's norm {norm.item()}; "
-            f"lower the learning rate of {settings.learning_rate:g}"
-        )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return loss_sum
 
 
@@ -187,22 +153,3 @@ def mean_loss(
         total += lm_loss(logits, batch.response_ids, batch.response_mask).item() * kept
         num_tokens += kept
     return total / max(1, num_tokens)
-
-
-def _checkpoint(
-    model: CausalLM, optimizer: torch.optim.Optimizer, folder: Path, step: int, metrics: Metrics
-) -> None:
-    random_tensors, random_state = random_states()
-    tensors = module_tensors("model", model) | optimizer_tensors(optimizer) | random_tensors
-    save_state(folder, tensors, {"step": step, "metrics": metrics, "random": random_state})
-
-
-def _resume(model: CausalLM, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, Metrics]:
-    found = load_state(folder)
-    if found is None:
-        return 0, []
-    tensors, state = found
-    restore_module("model", model, tensors)
-    restore_optimizer(optimizer, tensors)
-    restore_random_states(tensors, state["random"])
-    return state["step"], [(int(step), name, value) for step, name, value in state["metrics"]]

@@ -14,14 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_core.checkpoint import (
-    load_state,
-    module_tensors,
-    optimizer_tensors,
-    restore_module,
-    restore_optimizer,
-    save_state,
-)
 from rlhf_core.config import Reward
 from rlhf_core.losses import (
     centering_loss,
@@ -30,16 +22,9 @@ from rlhf_core.losses import (
     pointwise_mse_loss,
 )
 from rlhf_core.models import RewardModel, context_tokens
-from rlhf_core.runtime import (
-    Metrics,
-    NoProgress,
-    Precision,
-    Progress,
-    autocast,
-    build_optimizer,
-    linear_schedule,
-)
+from rlhf_core.runtime import Metrics, Precision, Progress, autocast
 from rlhf_core.scoring import batches, reward_scores
+from rlhf_core.supervised import SupervisedTraining
 
 POINTS_PER_DECADE = 400.0
 """Elo points that make odds of 10."""
@@ -88,40 +73,27 @@ def train_reward(
         FloatingPointError: the loss is no longer finite.
     """
     steps_per_epoch = math.ceil(len(prompts) / settings.batch_size)
-    total_steps = steps_per_epoch * settings.epochs
-    optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
-    schedule = linear_schedule(
-        total_steps,
-        warmup_share=settings.warmup_share,
-        final_share=settings.final_learning_rate_share,
+    training = SupervisedTraining(
+        model,
+        settings,
+        total_steps=steps_per_epoch * settings.epochs,
+        work_dir=work_dir,
+        prefix="reward_model",
+        log_every=log_every,
+        progress=progress,
     )
-    progress = progress or NoProgress()
     if settings.loss == "pairwise" and settings.contrast_coef > 0:
         prompts = with_similar_prompts(prompts, context_tokens(model.classifier))
-    step, metrics, recent = _resume(model, optimizer, work_dir)
-    while step < total_steps:
-        epoch, first = divmod(step, steps_per_epoch)
+    while training.step < training.total_steps:
+        epoch, first = divmod(training.step, steps_per_epoch)
         order = list(range(len(prompts)))
         random.Random(seed + epoch).shuffle(order)
-        for batch_index in range(first, steps_per_epoch):
-            start = batch_index * settings.batch_size
+        for index in range(first, steps_per_epoch):
+            start = index * settings.batch_size
             batch = [prompts[i] for i in order[start : start + settings.batch_size]]
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * schedule(step)
-            stats = _optimize(model, optimizer, batch, settings, pad_id=pad_id, precision=precision)
-            step += 1
-            recent.append(stats)
-            if step % log_every == 0 or step == total_steps:
-                for name in stats:
-                    mean = sum(one[name] for one in recent) / len(recent)
-                    metrics.append((step, f"reward_model/{name}", mean))
-                recent = []
-            progress.update(step, loss=stats["loss"], accuracy=stats["accuracy"])
-            if step % settings.checkpoint_every == 0:
-                tensors = module_tensors("model", model) | optimizer_tensors(optimizer)
-                state = {"step": step, "metrics": metrics, "recent": recent}
-                save_state(work_dir, tensors, state)
-    return metrics
+            training.descend(_backward(model, batch, settings, pad_id=pad_id, precision=precision))
+            training.save_when_due()
+    return training.finish()
 
 
 SIMILAR_AMONG = 4096
@@ -159,9 +131,8 @@ def with_similar_prompts(prompts: Sequence[RatedPrompt], limit: int) -> list[Rat
     return result
 
 
-def _optimize(
+def _backward(
     model: RewardModel,
-    optimizer: torch.optim.Optimizer,
     batch: Sequence[RatedPrompt],
     settings: Reward,
     *,
@@ -199,14 +170,6 @@ def _optimize(
             ((difference > 0).float() + 0.5 * (difference == 0).float()).sum().item()
         )
         sums["margin"] += difference.sum().item()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    if not (math.isfinite(sums["loss"]) and torch.isfinite(norm)):
-        raise FloatingPointError(
-            f"the reward model's loss is {sums['loss']} and its gradient's norm {norm.item()}; "
-            f"lower the learning rate of {settings.learning_rate:g}"
-        )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     sums["accuracy"] /= max(1, num_pairs)
     sums["margin"] /= max(1, num_pairs)
     return sums
@@ -338,16 +301,3 @@ def normalise(model: RewardModel, scores: Float[Tensor, " N"]) -> None:
         )
     mean = float(scores.mean())
     model.gain, model.bias = model.gain / deviation, (model.bias - mean) / deviation
-
-
-def _resume(
-    model: RewardModel, optimizer: torch.optim.Optimizer, folder: Path
-) -> tuple[int, Metrics, list[dict[str, float]]]:
-    found = load_state(folder)
-    if found is None:
-        return 0, [], []
-    tensors, state = found
-    restore_module("model", model, tensors)
-    restore_optimizer(optimizer, tensors)
-    metrics = [(int(step), name, value) for step, name, value in state["metrics"]]
-    return state["step"], metrics, state["recent"]

@@ -85,7 +85,7 @@ def test_checklist_18_micro_batches_give_the_gradient_of_the_whole(
 ) -> None:
     # Plain SGD with rate 1 makes the difference of the weights the difference of the gradients.
     monkeypatch.setattr(
-        "rlhf_core.train_lm.build_optimizer",
+        "rlhf_core.supervised.build_optimizer",
         lambda model, rate, decay: torch.optim.SGD(model.parameters(), lr=1.0),
     )
     whole, split = tiny_lm(), tiny_lm()
@@ -118,21 +118,24 @@ def test_the_loss_is_on_the_response_only(tmp_path: Path) -> None:
     assert actual == pytest.approx(expected, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("average_share", [0.0, 0.5])
 @pytest.mark.parametrize("build", [tiny_lm, gpt2_with_dropout], ids=["llama", "dropout"])
-def test_checklist_23_resumed_is_uninterrupted_bit_for_bit(build: Any, tmp_path: Path) -> None:
+def test_checklist_23_resumed_is_uninterrupted_bit_for_bit(
+    build: Any, average_share: float, tmp_path: Path
+) -> None:
     # 8 examples in batches of 3: 3 steps an epoch, 6 in all; killed after step 5, resumed from 4.
     torch.manual_seed(0)
     straight = build()
     start = copy.deepcopy(straight)
     torch.manual_seed(11)
-    expected = train(straight, tmp_path / "straight")
+    expected = train(straight, tmp_path / "straight", average_share=average_share)
     killed = copy.deepcopy(start)
     torch.manual_seed(11)
     with pytest.raises(StoppedError):
-        train(killed, tmp_path / "killed", progress=KillAt(5))
+        train(killed, tmp_path / "killed", progress=KillAt(5), average_share=average_share)
     torch.manual_seed(99)  # another process
     resumed = copy.deepcopy(start)
-    actual = train(resumed, tmp_path / "killed")
+    actual = train(resumed, tmp_path / "killed", average_share=average_share)
     assert same_weights(resumed, straight)
     assert actual == expected
     assert {name for _, name, _ in expected} == {
@@ -140,6 +143,30 @@ def test_checklist_23_resumed_is_uninterrupted_bit_for_bit(build: Any, tmp_path:
         "train/learning_rate",
         "validation/loss",
     }
+
+
+class KeepWeights:
+    """Progress that copies the model's weights after each step."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def update(self, done: int, **stats: float) -> None:
+        self.weights.append(copy.deepcopy(self.model.state_dict()))
+
+
+@pytest.mark.parametrize(("share", "averaged"), [(0.5, 3), (0.34, 2), (1.0, 6), (0.01, 0)])
+def test_published_weights_are_the_mean_of_the_last_steps(
+    share: float, averaged: int, tmp_path: Path
+) -> None:
+    model = tiny_lm()
+    kept = KeepWeights(model)
+    train(model, tmp_path, progress=kept, average_share=share)  # 6 steps
+    assert len(kept.weights) == 6
+    for name, weight in model.state_dict().items():
+        expected = torch.stack([one[name] for one in kept.weights[-max(1, averaged) :]]).mean(0)
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
 
 
 def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
@@ -165,7 +192,7 @@ def test_gradients_are_scaled_down_to_the_norm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "rlhf_core.train_lm.build_optimizer",
+        "rlhf_core.supervised.build_optimizer",
         lambda model, rate, decay: torch.optim.SGD(model.parameters(), lr=1.0),
     )
     model = tiny_lm()
