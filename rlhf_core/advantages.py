@@ -1,8 +1,10 @@
-"""Rewards per token and generalised advantage estimation."""
+"""Rewards per token, and three estimators of advantages: GAE, RLOO, GRPO."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from rlhf_core.masked import masked_statistics
 
 
 def token_rewards(
@@ -70,3 +72,46 @@ def gae(
         next_value = values[:, t]
         advantages[:, t] = next_advantage
     return advantages, advantages + values
+
+
+def rloo(
+    sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int
+) -> Float[Tensor, " B"]:
+    """REINFORCE leave-one-out: A_i = R_i − mean of the other rewards of the same prompt.
+
+    Args:
+        sequence_rewards: score and KL penalty of each response, summed over its tokens; the
+            responses of a prompt stand together.
+        samples_per_prompt: responses of a prompt, at least 2; divides B.
+
+    Source: Ahmadian et al. 2024, eq. 6 (Kool et al. 2019).
+    """
+    groups = sequence_rewards.view(-1, samples_per_prompt)
+    others = (groups.sum(1, keepdim=True) - groups) / (samples_per_prompt - 1)
+    return (groups - others).flatten()
+
+
+def grpo(
+    sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int
+) -> Float[Tensor, " B"]:
+    """Group-relative: A_i = (R_i − mean) / (standard deviation + 1e-4), over the same prompt.
+
+    Arguments as for `rloo`; the deviation is the unbiased one.
+
+    Source: Shao et al. 2024, section 4.1.2; the constant as in TRL's `GRPOTrainer`.
+    """
+    groups = sequence_rewards.view(-1, samples_per_prompt)
+    deviation = groups.std(1, keepdim=True, unbiased=True)
+    return ((groups - groups.mean(1, keepdim=True)) / (deviation + 1e-4)).flatten()
+
+
+def explained_variance(
+    values: Float[Tensor, "..."], returns: Float[Tensor, "..."], mask: Bool[Tensor, "..."]
+) -> float:
+    """1 − Var(returns − values) / Var(returns) over the mask.
+
+    1 is a perfect value function, 0 one that says nothing, below 0 a harmful one; 0 where the
+    returns do not vary.
+    """
+    variance = masked_statistics(returns, mask)[1].item()
+    return 1 - masked_statistics(returns - values, mask)[1].item() / variance if variance else 0.0

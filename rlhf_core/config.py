@@ -387,6 +387,9 @@ class Ppo(Section):
 
     updates: PositiveInt = Field(60, description="Rounds of sampling and optimising.")
     batch_size: PositiveInt = Field(128, description="Episodes per update.")
+    samples_per_prompt: PositiveInt = Field(
+        1, description="Episodes of a prompt in an update; rloo and grpo compare them."
+    )
     epochs: PositiveInt = Field(4, description="Passes over an update's episodes.")
     minibatches: PositiveInt = Field(4, description="Optimizer steps per pass.")
     micro_batch_size: PositiveInt = Field(
@@ -416,10 +419,33 @@ class Ppo(Section):
         10_000.0, description="adaptive: episodes over which the controller acts."
     )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        "k1", description="Estimator of the KL in the reward; k2 and k3 change the objective."
+        "k1", description="Estimator of the penalised KL; k2 and k3 in the reward change it."
     )
-    gamma: Share = Field(1.0, description="Discount per token.")
-    gae_lambda: Share = Field(0.95, description="Lambda of generalised advantage estimation.")
+    kl_in: Literal["reward", "loss"] = Field(
+        "reward",
+        description="Where the KL penalty acts: in every token's reward, or as a loss per token "
+        "(k2 or k3; the gradient of k1 is 0 on average).",
+    )
+    max_update_kl: PositiveFloat | None = Field(
+        None,
+        description="An update ends before the optimizer step whose minibatch has moved further "
+        "than this from the sampling policy (approx_kl, nats per token); null: never.",
+    )
+    advantage_estimator: Literal["gae", "rloo", "grpo"] = Field(
+        "gae",
+        description="gae: per token, with a value model. rloo, grpo: the whole response against "
+        "the others of its prompt, without one.",
+    )
+    gamma: Share = Field(1.0, description="gae: discount per token.")
+    gae_lambda: Share = Field(0.95, description="gae: lambda.")
+    value_model: Literal["shared", "separate"] = Field(
+        "shared",
+        description="gae: a head on the policy's trunk, or a model of its own that starts as the "
+        "reward model.",
+    )
+    value_warmup_updates: NonNegativeInt = Field(
+        0, description="gae: first updates, in which only the value function learns."
+    )
     cliprange: Annotated[float, Field(gt=0, le=10)] = Field(
         0.2, description="Clip of the probability ratio."
     )
@@ -458,11 +484,39 @@ class Ppo(Section):
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimizer steps of the whole training."""
+        """Optimizer steps of the whole training, unless `max_update_kl` ends an update."""
         return self.updates * self.epochs * self.minibatches
 
     @model_validator(mode="after")
+    def _choices_agree(self) -> "Ppo":
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "kl_estimator must be k2 or k3 where kl_in is loss, got k1, whose gradient is 0 "
+                "on average"
+            )
+        if self.advantage_estimator == "gae":
+            return self
+        if self.samples_per_prompt < 2:
+            raise ValueError(
+                f"samples_per_prompt must be >= 2 for {self.advantage_estimator}, "
+                f"got {self.samples_per_prompt}"
+            )
+        for name in ("value_model", "value_warmup_updates", "whiten_rewards"):
+            value, default = getattr(self, name), Ppo.model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name} must be {default} for {self.advantage_estimator}, which has no value "
+                    f"model, got {value}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "Ppo":
+        if self.batch_size % self.samples_per_prompt:
+            raise ValueError(
+                f"batch_size must be a multiple of samples_per_prompt = {self.samples_per_prompt}, "
+                f"got {self.batch_size}"
+            )
         if self.batch_size % self.minibatches:
             raise ValueError(
                 f"batch_size must be a multiple of minibatches = {self.minibatches}, "

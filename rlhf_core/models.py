@@ -176,21 +176,26 @@ def _forward(
 
 
 class PolicyWithValue(nn.Module):
-    """A causal LM with a value head on the same trunk: one forward and backward for both.
+    """A causal LM and its value function: a head on the same trunk (one forward and backward for
+    both), or a model of its own that starts as the reward model.
 
     The value at t is read from the state that predicts response token t, before it is written.
     """
 
-    def __init__(self, lm: CausalLM) -> None:
+    def __init__(self, lm: CausalLM, *, value_model: "RewardModel | None" = None) -> None:
         super().__init__()
         self.lm = lm
-        self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1)
-        # Zero: the first advantages are the returns, not the noise of a random head.
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_model = value_model
+        if value_model is None:
+            self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1)
+            # Zero: the first advantages are the returns, not the noise of a random head.
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B R V"], Float[Tensor, "B R"]]:
         """Raw logits that predict the response tokens, and values (fp32)."""
+        if self.value_model is not None:
+            return response_logits(self.lm, batch), self.value_model.values(batch)
         logits, states = _forward(self.lm, batch, hidden=True)
         assert states is not None
         with torch.autocast(states.device.type, enabled=False):
@@ -256,16 +261,24 @@ class RewardModel(nn.Module):
 
     def token_scores(self, batch: Batch) -> Float[Tensor, "B R"]:
         """The head's normalised output at each response token, fp32; 0 where masked."""
+        outputs = self._outputs(batch)[:, batch.prompt_ids.shape[1] :]
+        return outputs.masked_fill(~batch.response_mask, 0.0)
+
+    def values(self, batch: Batch) -> Float[Tensor, "B R"]:
+        """The same output one token earlier: what is known before each response token."""
+        return self._outputs(batch)[:, batch.prompt_ids.shape[1] - 1 : -1]
+
+    def _outputs(self, batch: Batch) -> Float[Tensor, "B T"]:
         attention_mask = batch.attention_mask
         states = self.classifier.base_model(
             input_ids=batch.input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids(attention_mask),
             use_cache=False,
-        ).last_hidden_state[:, batch.prompt_ids.shape[1] :]
+        ).last_hidden_state
         with torch.autocast(states.device.type, enabled=False):
             outputs: Tensor = _head(self.classifier)(states.float()).squeeze(-1)
-        return (self.gain * outputs + self.bias).masked_fill(~batch.response_mask, 0.0)
+        return self.gain * outputs + self.bias
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """One score per sequence; every row must have at least one response token."""

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.advantages import gae, token_rewards
+from rlhf_core.advantages import explained_variance, gae, grpo, rloo, token_rewards
 from rlhf_core.config import Ppo
 from rlhf_core.generation import sample
 from rlhf_core.guard import HeldoutLook, best_so_far, guard_verdict, look
@@ -27,7 +27,14 @@ from rlhf_core.logprobs import prepare_logits, token_entropy, token_logprobs
 from rlhf_core.losses import ppo_policy_loss, ppo_value_loss
 from rlhf_core.masked import masked_mean, masked_statistics, rescale, whiten
 from rlhf_core.models import CausalLM, PolicyWithValue, RewardModel, response_logits
-from rlhf_core.ppo_state import Episode, PpoState, cpu_copy, load_ppo_state, save_ppo_state
+from rlhf_core.ppo_state import (
+    Episode,
+    PpoState,
+    cpu_copy,
+    load_ppo_state,
+    prompts_of_update,
+    save_ppo_state,
+)
 from rlhf_core.runtime import Metrics, NoProgress, Precision, Progress, autocast
 from rlhf_core.scoring import batches, penalised_scores
 from rlhf_core.tokens import Batch
@@ -144,7 +151,13 @@ def train_ppo(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - state.update / settings.updates)
         update_stats, steps = update_policy(
-            models, rollouts, optimizer, settings, seed=seed + state.update
+            models,
+            rollouts,
+            optimizer,
+            settings,
+            kl_coef=state.controller.kl_coef,
+            value_only=state.update < settings.value_warmup_updates,
+            seed=seed + state.update,
         )
         stats |= update_stats
         state.optimizer_steps += steps
@@ -182,7 +195,11 @@ def collect_rollouts(
     seed: int,
 ) -> tuple[list[Rollout], list[Episode], dict[str, float]]:
     """Sample a batch of episodes, score them, and compute rewards and advantages."""
-    prompt_indices = _prompts_of_update(len(prompt_ids), settings.batch_size, state.update, seed)
+    per_prompt = settings.samples_per_prompt
+    chosen = prompts_of_update(
+        len(prompt_ids), settings.batch_size // per_prompt, state.update, seed
+    )
+    prompt_indices = [index for index in chosen for _ in range(per_prompt)]
     prompts = [prompt_ids[index] for index in prompt_indices]
     sampled = sample(
         models.policy.lm,
@@ -213,6 +230,7 @@ def collect_rollouts(
         device=models.device,
     ):
         rollouts.append(_rollout(models, rows, batch, settings))
+    penalty = state.controller.kl_coef if settings.kl_in == "reward" else 0.0
     kl_per_sequence = torch.zeros(len(prompts))
     for rollout in rollouts:
         mask = rollout.batch.response_mask
@@ -220,7 +238,7 @@ def collect_rollouts(
         k1 = estimate_kl(rollout.old_logprobs, rollout.ref_logprobs)
         kl_per_sequence[rollout.rows] = k1.masked_fill(~mask, 0.0).sum(1).cpu()
         rollout.rewards = token_rewards(
-            scores[rollout.rows].to(models.device), kl, mask, kl_coef=state.controller.kl_coef
+            scores[rollout.rows].to(models.device), kl, mask, kl_coef=penalty
         )
         if settings.ratio_reference == "initial":
             rollout.old_logprobs = rollout.ref_logprobs
@@ -253,18 +271,6 @@ def collect_rollouts(
     return rollouts, episodes, stats
 
 
-def _prompts_of_update(num_prompts: int, batch_size: int, update: int, seed: int) -> list[int]:
-    """The next `batch_size` indices of an endless stream of shuffled passes over the prompts."""
-    indices: list[int] = []
-    position = update * batch_size
-    while len(indices) < batch_size:
-        number, first = divmod(position + len(indices), num_prompts)
-        order = list(range(num_prompts))
-        random.Random(f"{seed}/{number}").shuffle(order)
-        indices += order[first : first + batch_size - len(indices)]
-    return indices
-
-
 @torch.no_grad()
 def _rollout(models: PpoModels, rows: list[int], batch: Batch, settings: Ppo) -> Rollout:
     mask = batch.response_mask
@@ -294,7 +300,9 @@ def _prepare(
 
 
 def _estimate_advantages(rollouts: list[Rollout], settings: Ppo) -> None:
-    """Fill in advantages (whitened over all episodes of the update) and returns (not whitened)."""
+    """Fill in advantages, and for GAE returns."""
+    if settings.advantage_estimator != "gae":
+        return _compare_with_the_group(rollouts, settings)
     mask = torch.cat([r.batch.response_mask.flatten() for r in rollouts])
     if settings.whiten_rewards:
         rewards = torch.cat([r.rewards.flatten() for r in rollouts])
@@ -309,10 +317,21 @@ def _estimate_advantages(rollouts: list[Rollout], settings: Ppo) -> None:
             gamma=settings.gamma,
             gae_lambda=settings.gae_lambda,
         )
+    # Over all episodes of the update; the returns are not whitened.
     advantages = torch.cat([r.advantages.flatten() for r in rollouts])
     statistics = masked_statistics(advantages, mask)
     for r in rollouts:
         r.advantages = whiten(r.advantages, r.batch.response_mask, statistics=statistics)
+
+
+def _compare_with_the_group(rollouts: list[Rollout], settings: Ppo) -> None:
+    """Each response against the others of its prompt; all its tokens get the same advantage."""
+    rows = torch.tensor([row for r in rollouts for row in r.rows])
+    rewards = torch.cat([r.rewards.sum(1) for r in rollouts])[rows.argsort()]
+    estimate = rloo if settings.advantage_estimator == "rloo" else grpo
+    advantages = estimate(rewards, samples_per_prompt=settings.samples_per_prompt)
+    for r in rollouts:
+        r.advantages = advantages[r.rows].unsqueeze(1) * r.batch.response_mask
 
 
 # --- optimisation ---------------------------------------------------------------------------------
@@ -324,9 +343,20 @@ def update_policy(
     optimizer: torch.optim.Optimizer,
     settings: Ppo,
     *,
+    kl_coef: float,
+    value_only: bool = False,
     seed: int,
 ) -> tuple[dict[str, float], int]:
     """`epochs` passes of `minibatches` optimizer steps.
+
+    Args:
+        models: the policy learns.
+        rollouts: the update's episodes.
+        optimizer: over the policy's parameters.
+        settings: the configuration's section `ppo`.
+        kl_coef: weight of the KL where it is in the loss.
+        value_only: the language model stays as it is.
+        seed: order of the micro-batches.
 
     Returns:
         Statistics, means over kept tokens, and the optimizer steps taken.
@@ -341,52 +371,69 @@ def update_policy(
         for start in range(0, len(order), per_minibatch):
             minibatch = [rollouts[index] for index in order[start : start + per_minibatch]]
             num_tokens = sum(rollout.num_tokens for rollout in minibatch)
+            moved = 0.0
             for rollout in minibatch:
-                loss, stats = _losses(models, rollout, settings)
+                loss, stats = _losses(models, rollout, settings, kl_coef=kl_coef)
                 # The minibatch's loss is the mean over its kept tokens, however it is split.
                 (loss * (rollout.num_tokens / num_tokens)).backward()
                 for name, value in stats.items():
                     sums[name] = sums.get(name, 0.0) + value.item() * rollout.num_tokens
+                moved += stats["policy/approx_kl"].item() * rollout.num_tokens / num_tokens
+            seen_tokens += num_tokens
+            if settings.max_update_kl is not None and moved > settings.max_update_kl:
+                optimizer.zero_grad(set_to_none=True)
+                return _means(sums, seen_tokens, rollouts, settings), steps
+            if value_only:
+                models.policy.lm.zero_grad(set_to_none=True)  # Adam leaves it as it is
             # Also without a limit: the norm tells whether the step may be taken at all.
             norm = torch.nn.utils.clip_grad_norm_(
                 models.policy.parameters(), settings.max_grad_norm or math.inf
             )
-            if not (math.isfinite(sums["policy/loss"] + sums["value/loss"]) and norm.isfinite()):
+            if not (math.isfinite(sum(sums.values())) and norm.isfinite()):
                 raise FloatingPointError(
                     "PPO's loss or gradient is no longer finite; lower ppo.learning_rate of "
                     f"{settings.learning_rate:g} or set ppo.max_grad_norm"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            seen_tokens += num_tokens
             steps += 1
-    means = {name: value / seen_tokens for name, value in sums.items()}
-    return means | {"value/explained_variance": _explained_variance(rollouts)}, steps
+    return _means(sums, seen_tokens, rollouts, settings), steps
 
 
 def _losses(
-    models: PpoModels, rollout: Rollout, settings: Ppo
+    models: PpoModels, rollout: Rollout, settings: Ppo, *, kl_coef: float
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     mask = rollout.batch.response_mask
     with autocast(models.device, models.precision):
         raw_logits, values = models.policy(rollout.batch)
     logprobs = token_logprobs(_prepare(models, raw_logits, settings), rollout.batch.response_ids)
-    policy_loss, policy_stats = ppo_policy_loss(
+    loss, stats = ppo_policy_loss(
         logprobs, rollout.old_logprobs, rollout.advantages, mask, cliprange=settings.cliprange
     )
-    value_loss, value_stats = ppo_value_loss(
-        values, rollout.values, rollout.returns, mask, cliprange_value=settings.cliprange_value
-    )
-    stats = {"policy/loss": policy_loss.detach(), "value/loss": value_loss.detach()}
-    stats |= {f"policy/{name}": value for name, value in policy_stats.items()}
-    stats |= {f"value/{name}": value for name, value in value_stats.items()}
-    return policy_loss + settings.vf_coef * value_loss, stats
+    stats = {"loss": loss} | stats
+    named = {f"policy/{name}": value.detach() for name, value in stats.items()}
+    if settings.kl_in == "loss":
+        kl = estimate_kl(logprobs, rollout.ref_logprobs, settings.kl_estimator)
+        loss = loss + kl_coef * masked_mean(kl, mask)
+    if settings.advantage_estimator == "gae":
+        value_loss, value_stats = ppo_value_loss(
+            values, rollout.values, rollout.returns, mask, cliprange_value=settings.cliprange_value
+        )
+        loss = loss + settings.vf_coef * value_loss
+        value_stats = {"loss": value_loss} | value_stats
+        named |= {f"value/{name}": value.detach() for name, value in value_stats.items()}
+    return loss, named
 
 
-def _explained_variance(rollouts: list[Rollout]) -> float:
-    """1 − Var(returns − values) / Var(returns): 1 is a perfect value function, 0 a constant."""
-    mask = torch.cat([r.batch.response_mask.flatten() for r in rollouts])
-    returns = torch.cat([r.returns.flatten() for r in rollouts])
-    errors = returns - torch.cat([r.values.flatten() for r in rollouts])
-    variance = masked_statistics(returns, mask)[1].item()
-    return 1 - masked_statistics(errors, mask)[1].item() / variance if variance > 0 else 0.0
+def _means(
+    sums: dict[str, float], num_tokens: int, rollouts: list[Rollout], settings: Ppo
+) -> dict[str, float]:
+    """Statistics over the kept tokens of an update's minibatches."""
+    means = {name: value / num_tokens for name, value in sums.items()}
+    if settings.advantage_estimator == "gae":
+        values, returns, mask = (
+            torch.cat([part.flatten() for part in parts])
+            for parts in zip(*((r.values, r.returns, r.batch.response_mask) for r in rollouts))
+        )
+        means["value/explained_variance"] = explained_variance(values, returns, mask)
+    return means

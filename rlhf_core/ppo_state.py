@@ -1,5 +1,6 @@
 """All state of a PPO run between two updates, so that a resumed run is the uninterrupted one."""
 
+import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,15 @@ def load_ppo_state(
         looks=[(update, HeldoutLook(**seen)) for update, seen in plain["looks"]],
         episodes=[Episode(**episode) for episode in plain["episodes"]],
     )
+
+
+def prompts_of_update(num_prompts: int, count: int, update: int, seed: int) -> list[int]:
+    """The next `count` indices of an endless stream of shuffled passes over the prompts."""
+    indices: list[int] = []
+    position = update * count
+    while len(indices) < count:
+        number, first = divmod(position + len(indices), num_prompts)
+        order = list(range(num_prompts))
+        random.Random(f"{seed}/{number}").shuffle(order)
+        indices += order[first : first + count - len(indices)]
+    return indices
