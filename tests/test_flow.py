@@ -135,7 +135,9 @@ def test_samples_take_the_temperatures_in_turn(finished: Place) -> None:
         (0, 1.0), (1, 0.05), (2, 1.0), (3, 0.05),
     }  # fmt: skip
     # Nearly greedy samples of a prompt are often the same text, which is one candidate.
-    facts = json.loads((finished.artifact("sample") / "manifest.json").read_text())["result"]["facts"]
+    facts = json.loads((finished.artifact("sample") / "manifest.json").read_text())["result"][
+        "facts"
+    ]
     assert facts["texts_sampled_again"] > 0
     assert facts["texts"] + facts["texts_sampled_again"] == 16 * 4
     assert facts["texts"] == len(candidates)
