@@ -44,23 +44,24 @@ def sample(run: StepRun, *, model: ModelArtifact, prompts: TableArtifact) -> Non
         kept[i : i + settings.shard_prompts] for i in range(0, len(kept), settings.shard_prompts)
     ]
     frames: list[pd.DataFrame] = []
-    total = len(kept) * settings.samples_per_prompt
+    per_prompt = settings.samples_per_prompt
+    total = len(kept) * per_prompt
     with run.progress("sampling texts to rank", total, "texts") as progress:
         for number, shard in enumerate(shards):
             path = run.work_dir / f"shard-{number:05d}.parquet"
             if not path.exists():
                 rows = _sample_shard(lm, tokenizer, frame, prompt_ids, shard, number, run, machine)
+                rows = rows.drop_duplicates("candidate_id", ignore_index=True)
                 temporary = path.with_suffix(".tmp")
                 write_table(temporary, "candidates", rows)
                 temporary.replace(path)
             frames.append(read_table(path, "candidates"))
-            progress.update(sum(len(done) for done in frames))
-    candidates = pd.concat(frames, ignore_index=True)
-    merged = candidates.drop_duplicates("candidate_id", ignore_index=True)
-    run.fact("texts", len(merged))
-    run.fact("texts_sampled_twice", len(candidates) - len(merged))
+            progress.update(min(total, (number + 1) * settings.shard_prompts * per_prompt))
+    candidates = pd.concat(frames, ignore_index=True)  # a prompt is in one shard only
+    run.fact("texts", len(candidates))
+    run.fact("texts_sampled_again", total - len(candidates))
     run.fact("eos_share", round(float((candidates["finish_reason"] == "eos").mean()), 6))
-    run.write("candidates", merged)
+    run.write("candidates", candidates)
 
 
 def _sample_shard(
