@@ -407,6 +407,7 @@ def _losses(
     with autocast(models.device, models.precision):
         raw_logits, values = models.policy(rollout.batch)
     logprobs = token_logprobs(_prepare(models, raw_logits, settings), rollout.batch.response_ids)
+    logprobs = logprobs.masked_fill(~mask, 0.0)  # PAD's are so low that a KL of them is infinite
     loss, stats = ppo_policy_loss(
         logprobs, rollout.old_logprobs, rollout.advantages, mask, cliprange=settings.cliprange
     )

@@ -39,6 +39,8 @@ def ppo(
     machine = set_up_machine(run, lm)
     reference.to(machine.device).requires_grad_(False)
     scorer.to(machine.device).requires_grad_(False)
+    separate = settings.value_model == "separate"
+    value_model = RewardModel.load(run.model_dir(reward_model)) if separate else None
     frame = run.read(prompts)
     limit = context_tokens(lm) - settings.max_new_tokens
     texts: dict[str, list[str]] = {}
@@ -67,7 +69,7 @@ def ppo(
     with run.progress("PPO", settings.updates, "updates") as progress:
         result = train_ppo(
             PpoModels(
-                policy=PolicyWithValue(lm).to(machine.device),
+                policy=PolicyWithValue(lm, value_model=value_model).to(machine.device),
                 reference=reference,
                 reward_model=scorer,
                 pad_id=tokenizer.pad_token_id,

@@ -1,12 +1,14 @@
 """Rewards per token and generalised advantage estimation."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_core.advantages import gae, token_rewards
+from rlhf_core.advantages import explained_variance, gae, grpo, rloo, token_rewards
 
 TOLERANCE = 1e-5
 EXACT = 1e-6
@@ -123,3 +125,53 @@ def test_checklist_13_rewards_of_a_sequence_sum_to_score_less_kl() -> None:
     assert rewards.sum(1).tolist() == pytest.approx(
         (scores - 0.3 * per_sequence).tolist(), abs=TOLERANCE
     )
+
+
+# --- against the other responses of a prompt ------------------------------------------------------
+
+REWARDS = torch.tensor([1.0, 2.0, 6.0, -1.0, -1.0, -1.0])
+"""Two prompts of three responses; the second's do not differ."""
+
+
+def test_rloo_by_hand() -> None:
+    # 1 - (2 + 6) / 2, 2 - (1 + 6) / 2, 6 - (1 + 2) / 2.
+    expected = torch.tensor([-3.0, -1.5, 4.5, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(rloo(REWARDS, samples_per_prompt=3), expected)
+
+
+def test_grpo_by_hand() -> None:
+    # Mean 3, squares 4 + 1 + 9 over n - 1 = 2: deviation sqrt(7).
+    deviation = math.sqrt(7) + 1e-4
+    expected = torch.tensor([-2 / deviation, -1 / deviation, 3 / deviation, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(grpo(REWARDS, samples_per_prompt=3), expected)
+
+
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=12, max_size=12), st.sampled_from([2, 3, 4, 6])
+)
+def test_rloo_and_grpo_sum_to_0_and_do_not_see_a_constant(values: list[float], n: int) -> None:
+    rewards = torch.tensor(values, dtype=torch.float64)
+    for estimate in (rloo, grpo):
+        advantages = estimate(rewards, samples_per_prompt=n)
+        assert advantages.isfinite().all()
+        torch.testing.assert_close(
+            advantages.view(-1, n).sum(1), torch.zeros(12 // n).double(), atol=1e-6, rtol=0
+        )
+        shifted = estimate(rewards + 7.0, samples_per_prompt=n)
+        torch.testing.assert_close(shifted, advantages, atol=1e-6, rtol=1e-6)
+    # n / (n - 1) of the distance to the prompt's mean: another formula for leave-one-out.
+    groups = rewards.view(-1, n)
+    expected = (groups - groups.mean(1, keepdim=True)) * n / (n - 1)
+    actual = rloo(rewards, samples_per_prompt=n)
+    torch.testing.assert_close(actual, expected.flatten(), atol=1e-6, rtol=0)
+
+
+def test_checklist_21_explained_variance_by_hand() -> None:
+    returns = torch.tensor([[1.0, 3.0, 99.0], [5.0, 99.0, 99.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert explained_variance(returns.masked_fill(~mask, 1e6), returns, mask) == 1.0
+    # Variance 8/3 of 1, 3, 5; errors 0, 0, 3 have mean 1 and variance 2.
+    values = torch.tensor([[1.0, 3.0, 0.0], [2.0, 0.0, 0.0]])
+    assert explained_variance(values, returns, mask) == pytest.approx(1 - 2 / (8 / 3))
+    assert explained_variance(values * 0 + 7, returns, mask) == pytest.approx(0.0, abs=1e-6)
+    assert explained_variance(values, returns * 0, mask) == 0.0  # nothing to explain
