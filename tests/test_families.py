@@ -1,0 +1,175 @@
+"""The same numbers in every model family: padded or not, batched or alone, with cache or without."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import EOS, PAD, PROMPTS, RESPONSES, VOCAB, batch_of
+
+from rlhf_core.generation import sample
+from rlhf_core.logprobs import prepare_logits, token_logprobs
+from rlhf_core.models import PolicyWithValue, RewardModel, load_causal_lm, response_logits
+
+TOLERANCE = 5e-5
+"""fp32, logits of up to about 10, batches of other shapes."""
+
+SHAPE = {
+    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 64, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None,
+    "initializer_range": 0.3,
+}  # fmt: skip
+GATED = SHAPE | {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
+
+
+def configs() -> dict[str, Any]:
+    from transformers import (
+        Gemma2Config,
+        GemmaConfig,
+        GPT2Config,
+        GPTNeoXConfig,
+        LlamaConfig,
+        MistralConfig,
+        OPTConfig,
+        Qwen2Config,
+        Qwen3Config,
+    )
+
+    return {
+        "llama": LlamaConfig(**GATED),
+        "qwen2": Qwen2Config(**GATED),
+        "qwen3": Qwen3Config(**GATED),
+        "gpt2": GPT2Config(
+            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=64,
+            initializer_range=0.3, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None,
+        ),
+        "gpt_neox": GPTNeoXConfig(**SHAPE, intermediate_size=64),
+        "opt": OPTConfig(
+            vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            ffn_dim=64, max_position_embeddings=64, word_embed_proj_dim=32, init_std=0.3,
+            pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None,
+        ),
+        "gemma": GemmaConfig(**GATED),
+        "gemma2": Gemma2Config(**GATED, sliding_window=4),
+        "mistral": MistralConfig(**GATED, sliding_window=4),
+    }  # fmt: skip
+
+
+FAMILIES = list(configs())
+"""Mistral and Gemma 2 with a window of 4 tokens, shorter than most of the texts."""
+
+
+@cache
+def family(name: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(configs()[name]).eval()
+
+
+def alone(prompt: list[int], response: list[int]) -> torch.Tensor:
+    """(1, T): no padding at all, and no mask."""
+    return torch.tensor([prompt + response])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logprobs_and_values_are_those_of_the_text_alone(name: str) -> None:
+    lm = family(name)
+    policy = PolicyWithValue(lm)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(policy.value_head.weight)
+    batch = batch_of(PROMPTS, RESPONSES)
+    with torch.no_grad():
+        raw, values = policy(batch)
+        assert torch.equal(raw, response_logits(lm, batch))
+        for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+            output = lm(input_ids=alone(prompt, response), output_hidden_states=True)
+            first, last = len(prompt) - 1, len(prompt) + len(response) - 1
+            expected = prepare_logits(
+                output.logits[:, first:last], temperature=1.0, suppressed_id=PAD
+            )
+            actual = prepare_logits(
+                raw[row : row + 1, : len(response)], temperature=1.0, suppressed_id=PAD
+            )
+            ids = torch.tensor([response])
+            torch.testing.assert_close(
+                token_logprobs(actual, ids), token_logprobs(expected, ids), atol=TOLERANCE, rtol=0
+            )
+            states = output.hidden_states[-1][0, first:last]
+            torch.testing.assert_close(
+                values[row, : len(response)],
+                policy.value_head(states).squeeze(-1),
+                atol=TOLERANCE,
+                rtol=0,
+            )
+
+
+@pytest.mark.parametrize("score_at", ["last", "token"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_those_of_the_text_alone(name: str, score_at: str, tmp_path: Path) -> None:
+    from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+
+    if score_at == "token" and type(configs()[name]) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        pytest.skip(f"transformers has no token classifier for {name}")
+    family(name).save_pretrained(tmp_path)
+    torch.manual_seed(2)
+    scorer = RewardModel.from_causal_lm(tmp_path, score_at=score_at).eval()
+    scorer.gain, scorer.bias = 2.0, 0.5
+    with torch.no_grad():
+        scores = scorer(batch_of(PROMPTS, RESPONSES))
+        for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+            # transformers' own head; the classifier of tokens gives all positions.
+            inputs = alone(prompt, response)
+            hidden = scorer.classifier.base_model(input_ids=inputs).last_hidden_state[0]
+            head = getattr(scorer.classifier, "score", None) or scorer.classifier.classifier
+            outputs = 2.0 * head(hidden).squeeze(-1)[len(prompt) :] + 0.5
+            expected = outputs[-1] if score_at == "last" else outputs.mean()
+            torch.testing.assert_close(scores[row], expected, atol=2 * TOLERANCE, rtol=1e-5)
+    assert scores.std() > 0.01
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decoding_with_cache_and_batch_is_decoding_without(name: str) -> None:
+    lm = family(name)
+    sampled = sample(
+        lm,
+        [*PROMPTS, *PROMPTS],
+        temperature=1.0,
+        max_new_tokens=10,
+        pad_id=PAD,
+        eos_id=EOS,
+        generator=torch.Generator().manual_seed(3),
+    )
+    lengths = set()
+    for prompt, one in zip([*PROMPTS, *PROMPTS], sampled, strict=True):
+        lengths.add(len(one.response_ids))
+        with torch.no_grad():
+            logits = lm(input_ids=alone(list(prompt), one.response_ids)).logits
+        logits = prepare_logits(logits[:, len(prompt) - 1 : -1], temperature=1.0, suppressed_id=PAD)
+        expected = token_logprobs(logits, torch.tensor([one.response_ids]))[0]
+        torch.testing.assert_close(
+            torch.tensor(one.logprobs), expected, atol=5 * TOLERANCE, rtol=0
+        )
+    assert len(lengths) > 2  # some rows left the batch before others
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
+    from tiny import tokenizer
+    from transformers import AutoModelForCausalLM
+
+    config = configs()[name]
+    config.vocab_size = len(tokenizer())
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    lm.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    loaded, _ = load_causal_lm(tmp_path)
+    batch = batch_of(PROMPTS, RESPONSES)
+    kept = batch.response_mask  # what stands in padding may differ between attention kernels
+    with torch.no_grad():
+        actual = response_logits(loaded, batch)[kept][:, : len(tokenizer())]
+        torch.testing.assert_close(
+            actual, response_logits(lm, batch)[kept], atol=TOLERANCE, rtol=0
+        )
