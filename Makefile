@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e test proofs check bench help clean
+.PHONY: setup demo e2e test proofs mutants check bench help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ test: $(READY) ## the tests
 
 proofs: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(READY) ## break the mathematics in a hundred ways; the tests must notice each
+	$(BIN)/python tests/mutants.py
 
 check: $(READY) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

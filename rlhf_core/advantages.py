@@ -74,9 +74,7 @@ def gae(
     return advantages, advantages + values
 
 
-def rloo(
-    sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int
-) -> Float[Tensor, " B"]:
+def rloo(sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int) -> Float[Tensor, " B"]:
     """REINFORCE leave-one-out: A_i = R_i − mean of the other rewards of the same prompt.
 
     Args:
@@ -91,9 +89,7 @@ def rloo(
     return (groups - others).flatten()
 
 
-def grpo(
-    sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int
-) -> Float[Tensor, " B"]:
+def grpo(sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int) -> Float[Tensor, " B"]:
     """Group-relative: A_i = (R_i − mean) / (standard deviation + 1e-4), over the same prompt.
 
     Arguments as for `rloo`; the deviation is the unbiased one.

@@ -432,9 +432,10 @@ def _means(
     """Statistics over the kept tokens of an update's minibatches."""
     means = {name: value / num_tokens for name, value in sums.items()}
     if settings.advantage_estimator == "gae":
-        values, returns, mask = (
-            torch.cat([part.flatten() for part in parts])
-            for parts in zip(*((r.values, r.returns, r.batch.response_mask) for r in rollouts))
+        mask = torch.cat([r.batch.response_mask.flatten() for r in rollouts])
+        values, returns = (
+            torch.cat([getattr(r, name).flatten() for r in rollouts])
+            for name in ("values", "returns")
         )
         means["value/explained_variance"] = explained_variance(values, returns, mask)
     return means

@@ -1,4 +1,4 @@
-"""The same numbers in every model family: padded or not, batched or alone, with cache or without."""
+"""The same numbers in every model family: padded or not, batched or alone, cached or not."""
 
 from functools import cache
 from pathlib import Path
@@ -148,9 +148,7 @@ def test_decoding_with_cache_and_batch_is_decoding_without(name: str) -> None:
             logits = lm(input_ids=alone(list(prompt), one.response_ids)).logits
         logits = prepare_logits(logits[:, len(prompt) - 1 : -1], temperature=1.0, suppressed_id=PAD)
         expected = token_logprobs(logits, torch.tensor([one.response_ids]))[0]
-        torch.testing.assert_close(
-            torch.tensor(one.logprobs), expected, atol=5 * TOLERANCE, rtol=0
-        )
+        torch.testing.assert_close(torch.tensor(one.logprobs), expected, atol=5 * TOLERANCE, rtol=0)
     assert len(lengths) > 2  # some rows left the batch before others
 
 
@@ -170,6 +168,4 @@ def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
     kept = batch.response_mask  # what stands in padding may differ between attention kernels
     with torch.no_grad():
         actual = response_logits(loaded, batch)[kept][:, : len(tokenizer())]
-        torch.testing.assert_close(
-            actual, response_logits(lm, batch)[kept], atol=TOLERANCE, rtol=0
-        )
+        torch.testing.assert_close(actual, response_logits(lm, batch)[kept], atol=TOLERANCE, rtol=0)

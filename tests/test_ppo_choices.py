@@ -1,7 +1,8 @@
-"""PPO's choices: other advantages, where the KL acts, a value model of its own, limits of a step."""
+"""PPO's choices: other advantages, where the KL acts, a value model of its own, warm-up."""
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_checklist_18_an_update_ends_where_the_policy_has_moved_too_far(tmp_path
     unlimited = run(ppo_models(), tmp_path / "unlimited", **options)
     assert lenient.optimizer_steps == unlimited.optimizer_steps == 2 * 3 * 4
     assert lenient.metrics == unlimited.metrics
-    moved = dict((name, value) for _, name, value in stopped.metrics)
+    moved = {name: value for _, name, value in stopped.metrics}
     assert moved["policy/approx_kl"] > 1e-9  # what ended it is seen
 
 
@@ -155,7 +156,8 @@ def test_a_separate_value_model_and_the_policy_do_not_pull_at_one_another(tmp_pa
     rollouts, _, _ = collect(models, settings)
     optimizer = torch.optim.SGD(models.policy.parameters(), lr=0.1)
     update_policy(models, rollouts, optimizer, settings, kl_coef=0.0, seed=0)
-    assert models.policy.value_model is not None and before.value_model is not None
+    assert models.policy.value_model is not None
+    assert before.value_model is not None
     assert same_weights(models.policy.value_model, before.value_model)
     assert not same_weights(models.policy.lm, before.lm)
     for rollout in rollouts:
@@ -201,7 +203,7 @@ def test_after_the_warm_up_the_policy_learns(tmp_path: Path) -> None:
 
     models = ppo_models()
     run(models, tmp_path, updates=3, value_warmup_updates=2, progress=Weights())
-    same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in zip(seen, seen[1:], strict=False)]
+    same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(seen)]
     assert same == [True, False]
 
 
