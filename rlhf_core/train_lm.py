@@ -1,8 +1,9 @@
 """Next-token training of a causal LM: pretraining on packed text, and SFT on responses.
 
 Both are one loop over (prompt_ids, response_ids): the loss is on the response only. A packed block
-of text is a "response" behind its first token. Batches hold sequences of similar length; a batch's
-loss is the mean over its tokens whatever the micro-batch size.
+of text is a "response" behind its first token. Batches hold sequences of similar length, and every
+token of an epoch weighs the same: a batch of long texts moves the model further than one of short
+texts. The mean over each batch's tokens would teach short texts more, and with them to leave out.
 """
 
 import math
@@ -70,6 +71,7 @@ def train_lm(
         FloatingPointError: the loss is no longer finite.
     """
     steps_per_epoch = math.ceil(len(examples) / settings.batch_size)
+    mean_tokens = sum(len(response) for _, response in examples) / max(1, len(examples))
     training = SupervisedTraining(
         model,
         settings,
@@ -84,7 +86,14 @@ def train_lm(
         epoch, first = divmod(training.step, steps_per_epoch)
         for rows in epoch_batches(examples, settings.batch_size, seed=seed + epoch)[first:]:
             batch = [examples[row] for row in rows]
-            loss = _backward(model, batch, settings, pad_id=pad_id, precision=precision)
+            loss = _backward(
+                model,
+                batch,
+                settings,
+                expected_tokens=mean_tokens * len(batch),
+                pad_id=pad_id,
+                precision=precision,
+            )
             training.descend({"loss": loss})
             if training.step % steps_per_epoch == 0 and validation:
                 value = mean_loss(model, validation, pad_id=pad_id, precision=precision)
@@ -114,9 +123,11 @@ def _backward(
     batch: Sequence[Example],
     settings: LanguageModelTraining,
     *,
+    expected_tokens: float,
     pad_id: int,
     precision: Precision,
 ) -> float:
+    """Gradients of the loss per expected token; returns the mean over the batch's own tokens."""
     num_tokens = sum(len(response) for _, response in batch)
     loss_sum = 0.0
     lengths = [len(prompt) for prompt, _ in batch], [len(response) for _, response in batch]
@@ -130,10 +141,10 @@ def _backward(
         with autocast(model.device, precision):
             raw_logits = response_logits(model, micro)
         logits = prepare_logits(raw_logits, temperature=1.0, suppressed_id=pad_id)
-        share = int(micro.response_mask.sum()) / num_tokens
-        loss = lm_loss(logits, micro.response_ids, micro.response_mask) * share
-        loss.backward()
-        loss_sum += loss.item()
+        loss = lm_loss(logits, micro.response_ids, micro.response_mask)
+        kept = int(micro.response_mask.sum())
+        (loss * (kept / expected_tokens)).backward()
+        loss_sum += loss.item() * (kept / num_tokens)
     return loss_sum
 
 

@@ -15,7 +15,7 @@ MIN_HELD_OUT_EVERY = 10
 """Never more than one block in so many is held out, however small the corpus is."""
 
 
-@step(version=2, sections=("model", "pretrain", "seed", "precision"))
+@step(version=3, sections=("model", "pretrain", "seed", "precision"))
 def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
     """Train a byte-level BPE tokenizer and a Llama decoder from scratch, next token by token."""
     from rlhf_core.models import build_causal_lm, num_parameters, save_causal_lm

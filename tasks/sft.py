@@ -5,7 +5,7 @@ from tasks.lm_common import fitting, set_up_machine
 from tasks.step import StepRun, step
 
 
-@step(version=2, sections=("sft", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=3, sections=("sft", "seed", "precision", "ingest.max_rejected_share"))
 def sft(
     run: StepRun, *, base: ModelArtifact, demonstrations: TableArtifact, prompts: TableArtifact
 ) -> None:

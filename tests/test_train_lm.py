@@ -23,6 +23,7 @@ from tiny import (
     tiny_lm,
 )
 
+from rlhf_core import train_lm as train_lm_module
 from rlhf_core.config import LanguageModelTraining
 from rlhf_core.runtime import build_optimizer, linear_schedule
 from rlhf_core.train_lm import epoch_batches, mean_loss, pack, train_lm
@@ -101,6 +102,28 @@ def test_checklist_18_micro_batches_give_the_gradient_of_the_whole(
     assert largest_difference(whole, tiny_lm()) > 0.01
     assert largest_difference(whole, split) < TOLERANCE
     assert split_metrics[0][2] == pytest.approx(whole_metrics[0][2], abs=TOLERANCE)
+
+
+def test_every_token_weighs_the_same_whichever_batch_it_is_in() -> None:
+    mean_tokens = sum(len(response) for _, response in EXAMPLES) / len(EXAMPLES)
+    by_length = sorted(EXAMPLES, key=lambda example: len(example[1]))
+    gradients = []
+    for batches in ([by_length], [by_length[:4], by_length[4:]]):  # short and long ones apart
+        model = tiny_lm()
+        for batch in batches:
+            loss = train_lm_module._backward(
+                model,
+                batch,
+                training(),
+                expected_tokens=mean_tokens * len(batch) * len(batches),
+                pad_id=PAD,
+                precision="fp32",
+            )
+            assert loss == pytest.approx(mean_loss(model, batch, pad_id=PAD, precision="fp32"))
+            model.train()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert gradients[0].abs().max() > 0.01
+    torch.testing.assert_close(gradients[1], gradients[0], atol=TOLERANCE, rtol=0)
 
 
 def test_the_loss_is_on_the_response_only(tmp_path: Path) -> None:
