@@ -68,7 +68,7 @@ def gae(
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         # Past the end both terms are 0, so the last kept token sees value 0 behind it.
-        next_advantage = (delta + gamma * gae_lambda * next_advantage) * response_mask[:, t]
+        next_advantage = delta + gamma * gae_lambda * next_advantage
         next_value = values[:, t]
         advantages[:, t] = next_advantage
     return advantages, advantages + values
@@ -82,9 +82,12 @@ def rloo(sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int) -> F
             responses of a prompt stand together.
         samples_per_prompt: responses of a prompt, at least 2; divides B.
 
+    Raises:
+        ValueError: samples_per_prompt is below 2 or does not divide B.
+
     Source: Ahmadian et al. 2024, eq. 6 (Kool et al. 2019).
     """
-    groups = sequence_rewards.view(-1, samples_per_prompt)
+    groups = _by_prompt(sequence_rewards, samples_per_prompt)
     others = (groups.sum(1, keepdim=True) - groups) / (samples_per_prompt - 1)
     return (groups - others).flatten()
 
@@ -92,13 +95,24 @@ def rloo(sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int) -> F
 def grpo(sequence_rewards: Float[Tensor, " B"], *, samples_per_prompt: int) -> Float[Tensor, " B"]:
     """Group-relative: A_i = (R_i − mean) / (standard deviation + 1e-4), over the same prompt.
 
-    Arguments as for `rloo`; the deviation is the unbiased one.
+    Arguments and errors as for `rloo`; the deviation is the unbiased one.
 
     Source: Shao et al. 2024, section 4.1.2; the constant as in TRL's `GRPOTrainer`.
     """
-    groups = sequence_rewards.view(-1, samples_per_prompt)
+    groups = _by_prompt(sequence_rewards, samples_per_prompt)
     deviation = groups.std(1, keepdim=True, unbiased=True)
     return ((groups - groups.mean(1, keepdim=True)) / (deviation + 1e-4)).flatten()
+
+
+def _by_prompt(
+    sequence_rewards: Float[Tensor, " B"], samples_per_prompt: int
+) -> Float[Tensor, "prompts samples"]:
+    if samples_per_prompt < 2 or len(sequence_rewards) % samples_per_prompt:
+        raise ValueError(
+            f"samples_per_prompt must be >= 2 and divide {len(sequence_rewards)} responses, "
+            f"got {samples_per_prompt}"
+        )
+    return sequence_rewards.view(-1, samples_per_prompt)
 
 
 def explained_variance(

@@ -382,6 +382,18 @@ class Guard(Section):
     )
 
 
+GAE_ONLY = (
+    "gamma",
+    "gae_lambda",
+    "value_model",
+    "value_warmup_updates",
+    "cliprange_value",
+    "vf_coef",
+    "whiten_rewards",
+)
+"""Fields of `ppo` that only `advantage_estimator: gae` reads."""
+
+
 class Ppo(Section):
     """Proximal policy optimisation of the SFT model against the reward model."""
 
@@ -419,7 +431,8 @@ class Ppo(Section):
         10_000.0, description="adaptive: episodes over which the controller acts."
     )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        "k1", description="Estimator of the penalised KL; k2 and k3 in the reward change it."
+        "k1",
+        description="Estimator of the penalised KL; in the reward, k2 and k3 change the objective.",
     )
     kl_in: Literal["reward", "loss"] = Field(
         "reward",
@@ -429,7 +442,7 @@ class Ppo(Section):
     max_update_kl: PositiveFloat | None = Field(
         None,
         description="An update ends before the optimizer step whose minibatch has moved further "
-        "than this from the sampling policy (approx_kl, nats per token); null: never.",
+        "than this from the rollout's policy (approx_kl, nats per token); null: never.",
     )
     advantage_estimator: Literal["gae", "rloo", "grpo"] = Field(
         "gae",
@@ -450,11 +463,11 @@ class Ppo(Section):
         0.2, description="Clip of the probability ratio."
     )
     cliprange_value: PositiveFloat = Field(
-        0.2, description="Clip of the values around the old ones."
+        0.2, description="gae: clip of the values around the old ones."
     )
-    vf_coef: NonNegativeFloat = Field(0.1, description="Weight of the value loss.")
+    vf_coef: NonNegativeFloat = Field(0.1, description="gae: weight of the value loss.")
     whiten_rewards: bool = Field(
-        False, description="Divide rewards by their standard deviation; the mean stays."
+        False, description="gae: divide rewards by their standard deviation; the mean stays."
     )
     score_clip: PositiveFloat | None = Field(None, description="Clip scores to +- this; null: not.")
     missing_eos_penalty: NonNegativeFloat = Field(
@@ -494,6 +507,16 @@ class Ppo(Section):
                 "kl_estimator must be k2 or k3 where kl_in is loss, got k1, whose gradient is 0 "
                 "on average"
             )
+        if self.max_update_kl is not None and self.ratio_reference == "initial":
+            raise ValueError(
+                "max_update_kl must be null where ratio_reference is initial, which measures the "
+                f"way from the start, got {self.max_update_kl:g}"
+            )
+        if self.value_warmup_updates >= self.updates:
+            raise ValueError(
+                f"value_warmup_updates must be < updates = {self.updates}, or the policy never "
+                f"learns, got {self.value_warmup_updates}"
+            )
         if self.advantage_estimator == "gae":
             return self
         if self.samples_per_prompt < 2:
@@ -501,12 +524,10 @@ class Ppo(Section):
                 f"samples_per_prompt must be >= 2 for {self.advantage_estimator}, "
                 f"got {self.samples_per_prompt}"
             )
-        for name in ("value_model", "value_warmup_updates", "whiten_rewards"):
-            value, default = getattr(self, name), Ppo.model_fields[name].default
-            if value != default:
+        for name in GAE_ONLY:
+            if getattr(self, name) != Ppo.model_fields[name].default:
                 raise ValueError(
-                    f"{name} must be {default} for {self.advantage_estimator}, which has no value "
-                    f"model, got {value}"
+                    f"{name} means nothing to {self.advantage_estimator}; leave it out"
                 )
         return self
 

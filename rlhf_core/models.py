@@ -186,7 +186,11 @@ class PolicyWithValue(nn.Module):
         super().__init__()
         self.lm = lm
         self.value_model = value_model
-        if value_model is None:
+        if value_model is not None:
+            # The reward model's bias is a plain number; a value function must be able to shift.
+            self.value_bias = nn.Parameter(torch.tensor(value_model.bias))
+            value_model.bias = 0.0
+        else:
             self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1)
             # Zero: the first advantages are the returns, not the noise of a random head.
             nn.init.zeros_(self.value_head.weight)
@@ -195,11 +199,18 @@ class PolicyWithValue(nn.Module):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B R V"], Float[Tensor, "B R"]]:
         """Raw logits that predict the response tokens, and values (fp32)."""
         if self.value_model is not None:
-            return response_logits(self.lm, batch), self.value_model.values(batch)
+            return response_logits(self.lm, batch), self.value_model.values(batch) + self.value_bias
         logits, states = _forward(self.lm, batch, hidden=True)
         assert states is not None
         with torch.autocast(states.device.type, enabled=False):
             return logits, self.value_head(states.float()).squeeze(-1)
+
+    def norm_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients have one norm: with a value model of its own, two groups,
+        lest a large value gradient scale the policy's down."""
+        policy = list(self.lm.parameters())
+        rest = [p for name, p in self.named_parameters() if not name.startswith("lm.")]
+        return [policy + rest] if self.value_model is None else [policy, rest]
 
 
 class RewardModel(nn.Module):
@@ -265,7 +276,7 @@ class RewardModel(nn.Module):
         return outputs.masked_fill(~batch.response_mask, 0.0)
 
     def values(self, batch: Batch) -> Float[Tensor, "B R"]:
-        """The same output one token earlier: what is known before each response token."""
+        """The same output one token earlier, before each response token is known; unmasked."""
         return self._outputs(batch)[:, batch.prompt_ids.shape[1] - 1 : -1]
 
     def _outputs(self, batch: Batch) -> Float[Tensor, "B T"]:

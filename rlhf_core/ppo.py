@@ -42,7 +42,7 @@ from rlhf_core.tokens import Batch
 
 @dataclass(frozen=True)
 class PpoModels:
-    """The three models of PPO, all without dropout: one learns, two are frozen."""
+    """The models of PPO, all without dropout: the policy with its values learns, two are frozen."""
 
     policy: PolicyWithValue
     reference: CausalLM
@@ -104,7 +104,7 @@ def train_ppo(
     """Train `models.policy` in place, resuming from `work_dir`; leave the best weights in it.
 
     Args:
-        models: policy, reference, reward model, on one device, in evaluation mode.
+        models: policy with value function, reference, reward model, on one device.
         prompt_ids: prompts to learn on; every one fits the context with `max_new_tokens`.
         heldout_prompt_ids: prompts on which the best policy is chosen and the guard looks.
         settings: the configuration's section `ppo`.
@@ -150,18 +150,20 @@ def train_ppo(
         rollouts, episodes, stats = collect_rollouts(models, prompt_ids, settings, state, seed=seed)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - state.update / settings.updates)
+        warm_up = state.update < settings.value_warmup_updates
         update_stats, steps = update_policy(
             models,
             rollouts,
             optimizer,
             settings,
             kl_coef=state.controller.kl_coef,
-            value_only=state.update < settings.value_warmup_updates,
+            value_only=warm_up,
             seed=seed + state.update,
         )
         stats |= update_stats
         state.optimizer_steps += steps
-        state.controller.update(stats["objective/kl"], settings.batch_size)
+        if not warm_up:  # the KL is 0 by construction there
+            state.controller.update(stats["objective/kl"], settings.batch_size)
         state.update += 1
         state.metrics += [(state.update, name, value) for name, value in stats.items()]
         if state.update % settings.evaluate_every == 0 or state.update == settings.updates:
@@ -231,7 +233,7 @@ def collect_rollouts(
     ):
         rollouts.append(_rollout(models, rows, batch, settings))
     penalty = state.controller.kl_coef if settings.kl_in == "reward" else 0.0
-    kl_per_sequence = torch.zeros(len(prompts))
+    kl_per_sequence, reward_sum = torch.zeros(len(prompts)), 0.0
     for rollout in rollouts:
         mask = rollout.batch.response_mask
         kl = estimate_kl(rollout.old_logprobs, rollout.ref_logprobs, settings.kl_estimator)
@@ -240,6 +242,7 @@ def collect_rollouts(
         rollout.rewards = token_rewards(
             scores[rollout.rows].to(models.device), kl, mask, kl_coef=penalty
         )
+        reward_sum += rollout.rewards.sum().item()
         if settings.ratio_reference == "initial":
             rollout.old_logprobs = rollout.ref_logprobs
     _estimate_advantages(rollouts, settings)
@@ -262,7 +265,7 @@ def collect_rollouts(
         "objective/score": scores.mean().item(),
         "objective/kl": kl_per_sequence.mean().item(),
         "objective/kl_coef": state.controller.kl_coef,
-        "objective/reward": (scores - state.controller.kl_coef * kl_per_sequence).mean().item(),
+        "objective/reward": reward_sum / len(prompts),
         "objective/score_clipfrac": clipped_share,
         "policy/entropy": entropy / max(1, sum(lengths)),
         "response/length": sum(lengths) / len(lengths),
@@ -380,20 +383,21 @@ def update_policy(
                     sums[name] = sums.get(name, 0.0) + value.item() * rollout.num_tokens
                 moved += stats["policy/approx_kl"].item() * rollout.num_tokens / num_tokens
             seen_tokens += num_tokens
-            if settings.max_update_kl is not None and moved > settings.max_update_kl:
-                optimizer.zero_grad(set_to_none=True)
-                return _means(sums, seen_tokens, rollouts, settings), steps
             if value_only:
                 models.policy.lm.zero_grad(set_to_none=True)  # Adam leaves it as it is
             # Also without a limit: the norm tells whether the step may be taken at all.
-            norm = torch.nn.utils.clip_grad_norm_(
-                models.policy.parameters(), settings.max_grad_norm or math.inf
-            )
-            if not (math.isfinite(sum(sums.values())) and norm.isfinite()):
+            norms = [
+                torch.nn.utils.clip_grad_norm_(group, settings.max_grad_norm or math.inf)
+                for group in models.policy.norm_groups()
+            ]
+            if not (math.isfinite(sum(sums.values())) and all(n.isfinite() for n in norms)):
                 raise FloatingPointError(
                     "PPO's loss or gradient is no longer finite; lower ppo.learning_rate of "
                     f"{settings.learning_rate:g} or set ppo.max_grad_norm"
                 )
+            if settings.max_update_kl is not None and moved > settings.max_update_kl:
+                optimizer.zero_grad(set_to_none=True)
+                return _means(sums, seen_tokens, rollouts, settings), steps
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             steps += 1
@@ -415,7 +419,8 @@ def _losses(
     named = {f"policy/{name}": value.detach() for name, value in stats.items()}
     if settings.kl_in == "loss":
         kl = estimate_kl(logprobs, rollout.ref_logprobs, settings.kl_estimator)
-        loss = loss + kl_coef * masked_mean(kl, mask)
+        kl_loss = kl_coef * masked_mean(kl, mask)
+        loss, named["policy/kl_loss"] = loss + kl_loss, kl_loss.detach()
     if settings.advantage_estimator == "gae":
         value_loss, value_stats = ppo_value_loss(
             values, rollout.values, rollout.returns, mask, cliprange_value=settings.cliprange_value

@@ -53,6 +53,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once")
     options = parser.parse_args()
     chosen = [m for m in load_mutants() if options.only in m.name or options.only in m.file]
+    if not chosen:
+        print(f"no mutant's name or file holds {options.only!r}")
+        return 2
     for mutant in chosen:
         count = (PROJECT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
         if count != 1:
@@ -63,6 +66,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         for job in range(options.jobs):
             folders.put(_copy_project(Path(scratch) / str(job)))
+        for tests in dict.fromkeys(mutant.tests for mutant in chosen):
+            if code := _run_tests(tests, folder=Path(scratch) / "0"):
+                print(f"{' '.join(tests)}: exit code {code} without any fault; mend that first")
+                return 2
 
         def judge(mutant: Mutant) -> tuple[Mutant, str]:
             folder = folders.get()
@@ -97,27 +104,29 @@ def _fate(mutant: Mutant, folder: Path) -> str:
     path = folder / mutant.file
     sound = path.read_text(encoding="utf-8")
     path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")
-    environment = os.environ | {
-        "PYTHONPATH": str(folder),  # before the installed project
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     try:
-        done = subprocess.run(
-            [*command, *mutant.tests],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=MUTANT_SECONDS,
-        )
+        code = _run_tests(mutant.tests, folder=folder)
     except subprocess.TimeoutExpired:
         return "caught"
     finally:
         path.write_text(sound, encoding="utf-8")
     # 1: tests failed. Anything else (2: nothing could be collected) proves nothing.
-    return {0: "SURVIVED", 1: "caught"}.get(done.returncode, f"EXIT {done.returncode}")
+    return {0: "SURVIVED", 1: "caught"}.get(code, f"EXIT {code}")
+
+
+def _run_tests(tests: tuple[str, ...], *, folder: Path) -> int:
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),  # before the installed project
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        timeout=MUTANT_SECONDS,
+    ).returncode
 
 
 if __name__ == "__main__":

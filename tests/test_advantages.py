@@ -1,6 +1,7 @@
 """Rewards per token and generalised advantage estimation."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +147,7 @@ def test_grpo_by_hand() -> None:
     torch.testing.assert_close(grpo(REWARDS, samples_per_prompt=3), expected)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-50, 50, width=32), min_size=12, max_size=12), st.sampled_from([2, 3, 4, 6])
 )
@@ -164,6 +166,13 @@ def test_rloo_and_grpo_sum_to_0_and_do_not_see_a_constant(values: list[float], n
     expected = (groups - groups.mean(1, keepdim=True)) * n / (n - 1)
     actual = rloo(rewards, samples_per_prompt=n)
     torch.testing.assert_close(actual, expected.flatten(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("estimate", [rloo, grpo])
+@pytest.mark.parametrize("n", [1, 4])
+def test_groups_of_one_or_of_unequal_size_are_refused(estimate: Any, n: int) -> None:
+    with pytest.raises(ValueError, match=f">= 2 and divide 6 responses, got {n}"):
+        estimate(REWARDS, samples_per_prompt=n)
 
 
 def test_checklist_21_explained_variance_by_hand() -> None:

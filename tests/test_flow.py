@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from tiny import same_weights
 
 from flows.command import main
 from flows.journal import STEPS, RunSummary
@@ -192,6 +193,31 @@ def ran(summary: RunSummary) -> set[str]:
 def contents(run: Path) -> dict[str, Any]:
     """Step -> record (keys and digests) of a run."""
     return {step: result.model_dump() for step, result in load_run(run).results.items()}
+
+
+def test_a_value_model_of_its_own_starts_as_the_reward_model(
+    copied: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_core import ppo
+
+    started, original = [], ppo.train_ppo
+
+    def spy(models: Any, *arguments: Any, **options: Any) -> Any:
+        policy, scorer = models.policy, models.reward_model
+        assert policy.value_model is not scorer
+        assert same_weights(policy.value_model, scorer)
+        result = original(models, *arguments, **options)
+        assert not same_weights(policy.value_model, scorer)
+        started.append(policy)
+        return result
+
+    monkeypatch.setattr(ppo, "train_ppo", spy)
+    assert ran(copied.flow(ppo={**TINY["ppo"], "value_model": "separate"})) == {
+        "ppo",
+        "evaluate",
+        "report",
+    }
+    assert len(started) == 1
 
 
 def flip_a_byte(path: Path) -> None:

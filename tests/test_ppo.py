@@ -149,6 +149,35 @@ def test_checklist_8_and_9_ratio_is_1_at_the_first_minibatch(
     assert stats["policy/approx_kl"] < RATIO_TOLERANCE
 
 
+def test_checklist_7_episodes_are_sampled_at_the_temperature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[Any] = []
+    original = ppo.sample
+
+    def spy(*args: Any, **options: Any) -> Any:
+        found.extend(original(*args, **options))
+        return found
+
+    monkeypatch.setattr(ppo, "sample", spy)
+    rollouts, _, _ = collect(ppo_models(), ppo_settings(temperature=0.5))
+    for rollout in rollouts:
+        for row, index in enumerate(rollout.rows):
+            one = found[index]
+            actual = rollout.old_logprobs[row, : len(one.response_ids)]
+            torch.testing.assert_close(torch.tensor(one.logprobs), actual, atol=TOLERANCE, rtol=0)
+
+
+def test_checklist_9_dropout_is_off_in_the_whole_of_ppo(tmp_path: Path) -> None:
+    models = ppo_models(lm=gpt2_with_dropout().train())
+    models.reference.train()
+    result = run(models, tmp_path, updates=1, epochs=1, minibatches=1, micro_batch_size=8)
+    stats = {name: value for _, name, value in result.metrics}
+    assert stats["policy/approx_kl"] < RATIO_TOLERANCE  # before its only step
+    assert stats["objective/kl"] == pytest.approx(0.0, abs=TOLERANCE)
+    assert not models.policy.training
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_checklist_7_policy_and_reference_logprobs_are_at_the_temperature(
     temperature: float,
@@ -252,6 +281,7 @@ def test_checklist_11_the_named_estimator_is_in_the_reward(kind: Any) -> None:
     assert stats["objective/kl"] == pytest.approx(
         -log_ratio.sum().item() / 8, abs=1e-3
     )  # k1 always
+    assert stats["objective/reward"] == pytest.approx(total / 8, rel=1e-4)  # what is maximised
 
 
 def test_checklist_15_whitened_rewards_keep_their_mean() -> None:
@@ -271,6 +301,8 @@ def test_checklist_15_whitened_rewards_keep_their_mean() -> None:
 def test_checklist_10_and_12_clip_is_counted_and_comes_before_the_penalty() -> None:
     # Planted score: 2 per LOVED, less 1: 5, -1, 1, 9. Clipped to 2: 2, -1, 1, 2, so two of four.
     texts = [[LOVED] * 3, [4, EOS], [LOVED, EOS], [LOVED] * 5]
+    settings = ppo_settings(score_clip=0.5, missing_eos_penalty=0.5)
+    assert scored(ppo_models(), [[4]], settings) == ([-1.0], 1.0)  # the penalty is not clipped
     settings = ppo_settings(score_clip=2.0, missing_eos_penalty=0.5)
     assert scored(ppo_models(), texts, settings) == ([1.5, -1.0, 1.0, 1.5], 0.5)
     settings = ppo_settings(missing_eos_penalty=0.0)

@@ -1,15 +1,17 @@
 """PPO against an optimum that can be computed, and against the shapes of lm-human-preferences."""
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from test_ppo import run
-from tiny import EOS, LOVED, PAD, VOCAB, ppo_models
+from tiny import EOS, LOVED, PAD, VOCAB, ppo_models, tiny_reward_model
 
 from rlhf_core.logprobs import prepare_logits
+from rlhf_core.models import PolicyWithValue
 
 BETA = 0.5
 """The KL's coefficient; the planted reward is 2 points a loved token."""
@@ -51,17 +53,24 @@ def objective(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> float:
     [
         {},
         {"advantage_estimator": "rloo", "samples_per_prompt": 8},
-        {"value_warmup_updates": 5, "whiten_rewards": False, "kl_estimator": "k1"},
+        {"value_warmup_updates": 5},
+        {"kl_in": "loss", "kl_estimator": "k2", "advantage_estimator": "rloo",
+         "samples_per_prompt": 8},
+        {"value_model": "separate"},
     ],
-    ids=["gae", "rloo", "warmup"],
-)
+    ids=["gae", "rloo", "warmup", "kl_loss", "separate"],
+)  # fmt: skip
 def test_ppo_reaches_95_percent_of_a_known_optimum(
     choice: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The best policy of a KL-penalised reward is the reference times exp(reward / BETA), whose
-    # worth is BETA log E_ref[exp(reward / BETA)]: here a sum over 2,955 + ... responses.
+    # worth is BETA log E_ref[exp(reward / BETA)]: here a sum over
+    # 1 + 14 + 14² + 14³ responses.
     monkeypatch.setattr("test_ppo.PROMPT_POOL", [PROMPT])
     models = ppo_models(std=0.1)
+    if choice.get("value_model") == "separate":
+        value_model = tiny_reward_model(tmp_path / "lm", std=0.1)
+        models = replace(models, policy=PolicyWithValue(models.policy.lm, value_model=value_model))
     ref_logprobs = exact_logprobs(models.reference)
     assert ref_logprobs.exp().sum().item() == pytest.approx(1.0, abs=1e-6)
     best = BETA * float(torch.logsumexp(ref_logprobs + REWARDS / BETA, 0))

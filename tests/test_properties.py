@@ -52,6 +52,7 @@ def close(actual: Tensor, expected: float) -> None:
     assert actual.item() == pytest.approx(expected, rel=1e-7, abs=TOLERANCE)
 
 
+@settings(deadline=None)
 @given(tokens())
 def test_masked_mean_and_whiten(t: Tokens) -> None:
     x, mask = t.draw(3.0), t.mask
@@ -67,6 +68,7 @@ def test_masked_mean_and_whiten(t: Tokens) -> None:
     assert (kept_mean[~mask] == 0).all()
 
 
+@settings(deadline=None)
 @given(tokens(), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.9, 1.0]))
 def test_gae_and_rewards(t: Tokens, gamma: float, gae_lambda: float) -> None:
     kl, values, mask = t.draw(), t.draw(shift=1, rubbish=math.inf), t.mask
@@ -91,6 +93,7 @@ def test_gae_and_rewards(t: Tokens, gamma: float, gae_lambda: float) -> None:
             close(returns[b, i], expected + v[i])
 
 
+@settings(deadline=None)
 @given(tokens(), st.sampled_from(["k1", "k2", "k3"]))
 def test_estimate_kl(t: Tokens, kind: str) -> None:
     logprobs, ref_logprobs = t.draw(), t.draw(shift=1)
@@ -151,6 +154,7 @@ def test_ppo_value_loss(t: Tokens, cliprange_value: float) -> None:
 SCORES = st.floats(-30, 30)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(SCORES, SCORES, st.floats(0, 2), st.floats(0.01, 3)), min_size=1))
 def test_pairwise_reward_loss(rows: list[tuple[float, float, float, float]]) -> None:
     chosen, rejected, margin, weight = torch.tensor(rows, dtype=torch.float64).T
