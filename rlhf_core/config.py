@@ -315,9 +315,10 @@ class Reward(SupervisedSettings):
     )
     warmup_share: Share = Field(0.05, description="Share of the steps over which the rate rises.")
     weight_decay: NonNegativeFloat = Field(0.05, description="AdamW weight decay of matrices.")
-    weight_pairs: bool = Field(
-        True,
-        description="pairwise: weigh a pair by the annotators' majority, |for - against| / votes.",
+    pair_label: Literal["votes", "weighted_majority", "majority"] = Field(
+        "votes",
+        description="pairwise: the label is the share of the votes; or the text that has more of "
+        "them wins, weighted by |for - against| / votes, or not.",
     )
     margin_per_400_elo: NonNegativeFloat = Field(
         0.0, description="pairwise: margin in the loss per 400 Elo points between the texts."
@@ -331,6 +332,11 @@ class Reward(SupervisedSettings):
         0.0,
         description="pairwise: weight of further pairs, each prompt's best text against the same "
         "text under the most similar other prompt; they teach to read the prompt.",
+    )
+    lm_coef: NonNegativeFloat = Field(
+        0.0,
+        description="Weight of next-token prediction of the ranked texts beside their ranking, by "
+        "SFT's output layer on the same trunk: it keeps what the trunk knows of texts.",
     )
     normalisation_texts: PositiveInt = Field(
         1024,

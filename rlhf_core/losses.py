@@ -78,8 +78,13 @@ def pairwise_reward_loss(
     *,
     margin: Float[Tensor, " N"] | None = None,
     weight: Float[Tensor, " N"] | None = None,
+    chosen_share: Float[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Bradley-Terry: Σ w·−log σ(s_chosen − s_rejected − margin) / Σ w.
+    """Bradley-Terry: Σ w·−[p log σ(d) + (1 − p) log σ(−d)] / Σ w.
+
+    d is s_chosen − s_rejected − margin.
+
+    p is `chosen_share`, the share of the votes that the chosen text has, 1 where it is not given.
 
     Source: Christiano et al. 2017, eq. 1; the margin as in Touvron et al. 2023, eq. 2.
     """
@@ -87,6 +92,8 @@ def pairwise_reward_loss(
     if margin is not None:
         difference = difference - margin
     losses = -F.logsigmoid(difference)
+    if chosen_share is not None:  # −log σ(−d) = d − log σ(d)
+        losses = losses + (1 - chosen_share) * difference
     if weight is None:
         return losses.mean()
     return (losses * weight).sum() / weight.sum().clamp(min=1e-8)

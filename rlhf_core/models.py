@@ -270,23 +270,30 @@ class RewardModel(nn.Module):
         self.classifier.save_pretrained(folder)
         _save_tokenizer(tokenizer, folder)
 
-    def token_scores(self, batch: Batch) -> Float[Tensor, "B R"]:
-        """The head's normalised output at each response token, fp32; 0 where masked."""
-        outputs = self._outputs(batch)[:, batch.prompt_ids.shape[1] :]
-        return outputs.masked_fill(~batch.response_mask, 0.0)
-
-    def values(self, batch: Batch) -> Float[Tensor, "B R"]:
-        """The same output one token earlier, before each response token is known; unmasked."""
-        return self._outputs(batch)[:, batch.prompt_ids.shape[1] - 1 : -1]
-
-    def _outputs(self, batch: Batch) -> Float[Tensor, "B T"]:
+    def states(self, batch: Batch) -> Float[Tensor, "B T D"]:
+        """The trunk's last states, of prompt and response."""
         attention_mask = batch.attention_mask
-        states = self.classifier.base_model(
+        states: Tensor = self.classifier.base_model(
             input_ids=batch.input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids(attention_mask),
             use_cache=False,
         ).last_hidden_state
+        return states
+
+    def token_scores(
+        self, batch: Batch, states: Float[Tensor, "B T D"] | None = None
+    ) -> Float[Tensor, "B R"]:
+        """The head's normalised output at each response token, fp32; 0 where masked."""
+        states = self.states(batch) if states is None else states
+        outputs = self._outputs(states[:, batch.prompt_ids.shape[1] :])
+        return outputs.masked_fill(~batch.response_mask, 0.0)
+
+    def values(self, batch: Batch) -> Float[Tensor, "B R"]:
+        """The same output one token earlier, before each response token is known; unmasked."""
+        return self._outputs(self.states(batch)[:, batch.prompt_ids.shape[1] - 1 : -1])
+
+    def _outputs(self, states: Float[Tensor, "B R D"]) -> Float[Tensor, "B R"]:
         with torch.autocast(states.device.type, enabled=False):
             outputs: Tensor = _head(self.classifier)(states.float()).squeeze(-1)
         return self.gain * outputs + self.bias

@@ -5,18 +5,20 @@ All texts of a prompt are in one backward pass; a pair that nobody compared is n
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_core.config import Reward
 from rlhf_core.losses import (
     centering_loss,
+    lm_loss,
     pairwise_reward_loss,
     pointwise_cross_entropy_loss,
     pointwise_mse_loss,
@@ -60,10 +62,24 @@ def train_reward(
     seed: int,
     work_dir: Path,
     precision: Precision,
+    output_layer: nn.Module | None = None,
     log_every: int = 10,
     progress: Progress | None = None,
 ) -> Metrics:
     """Train in place, resuming from `work_dir` where a state lies there.
+
+    Args:
+        model: on its device.
+        prompts: with their rated texts.
+        settings: the configuration's section `reward`.
+        pad_id: fills batches, masked everywhere.
+        seed: order of the prompts.
+        work_dir: where checkpoints go.
+        precision: of matrix products.
+        output_layer: hidden states to logits, as the trunk's language model had it; stays as it is.
+            Needed where `settings.lm_coef` is not 0.
+        log_every: optimizer steps between two metrics.
+        progress: told the optimizer steps.
 
     Returns:
         (step, name, value): `reward_model/loss`, `/accuracy` (of pairs), `/margin` (mean score
@@ -84,6 +100,14 @@ def train_reward(
     )
     if settings.loss == "pairwise" and settings.contrast_coef > 0:
         prompts = with_similar_prompts(prompts, context_tokens(model.classifier))
+    loss_of = partial(
+        _backward,
+        model,
+        output_layer if settings.lm_coef > 0 else None,
+        settings=settings,
+        pad_id=pad_id,
+        precision=precision,
+    )
     while training.step < training.total_steps:
         epoch, first = divmod(training.step, steps_per_epoch)
         order = list(range(len(prompts)))
@@ -91,7 +115,7 @@ def train_reward(
         for index in range(first, steps_per_epoch):
             start = index * settings.batch_size
             batch = [prompts[i] for i in order[start : start + settings.batch_size]]
-            training.descend(_backward(model, batch, settings, pad_id=pad_id, precision=precision))
+            training.descend(loss_of(batch))
             training.save_when_due()
     return training.finish()
 
@@ -133,9 +157,10 @@ def with_similar_prompts(prompts: Sequence[RatedPrompt], limit: int) -> list[Rat
 
 def _backward(
     model: RewardModel,
+    output_layer: nn.Module | None,
     batch: Sequence[RatedPrompt],
-    settings: Reward,
     *,
+    settings: Reward,
     pad_id: int,
     precision: Precision,
 ) -> dict[str, float]:
@@ -144,12 +169,16 @@ def _backward(
     total = sum(_loss_weight(prompt, settings) for prompt in batch)
     sums = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
     num_pairs = sum(len(prompt.pairs) for prompt in batch)
+    num_best_tokens = sum(len(prompt.best_ids) for prompt in batch)
     for group in _micro_batches(batch, settings.micro_batch_size):
         share = sum(_loss_weight(prompt, settings) for prompt in group) / total
         texts = [(prompt.prompt_ids, ids) for prompt in group for ids in prompt.response_ids]
         contrasted = [prompt for prompt in group if prompt.similar_prompt_ids]
         elsewhere = [(prompt.similar_prompt_ids or [], prompt.best_ids) for prompt in contrasted]
-        token_scores, mask = _token_scores(model, [*texts, *elsewhere], pad_id, precision)
+        best = [texts.index((prompt.prompt_ids, prompt.best_ids)) for prompt in group]
+        token_scores, mask, lm_loss_sum = _read(
+            model, [*texts, *elsewhere], best, pad_id, precision, output_layer
+        )
         scores = model.reduce(token_scores, mask)
         scores, scores_elsewhere = scores[: len(texts)], scores[len(texts) :]
         token_scores, mask = token_scores[: len(texts)], mask[: len(texts)]
@@ -162,6 +191,8 @@ def _backward(
             own = torch.tensor([texts.index((p.prompt_ids, p.best_ids)) for p in contrasted])
             contrast = pairwise_reward_loss(scores[own], scores_elsewhere)
             loss = loss + settings.contrast_coef * contrast * (len(contrasted) / len(batch))
+        if output_layer is not None:
+            loss = loss + settings.lm_coef * lm_loss_sum / num_best_tokens
         loss.backward()
         sums["loss"] += loss.item()
         chosen, rejected, _, _ = _pairs(group, device)
@@ -179,36 +210,48 @@ TEXTS_PER_FORWARD = 16
 """On a processor: of 32 texts in one piece a third would be padding."""
 
 
-def _token_scores(
+def _read(
     model: RewardModel,
     texts: Sequence[tuple[list[int], list[int]]],
+    best: Collection[int],
     pad_id: int,
     precision: Precision,
-) -> tuple[Float[Tensor, "B R"], Bool[Tensor, "B R"]]:
-    """Scores and mask of the response tokens, from forward passes of texts of similar length."""
+    output_layer: nn.Module | None,
+) -> tuple[Float[Tensor, "B R"], Bool[Tensor, "B R"], Float[Tensor, ""]]:
+    """Scores and mask of the response tokens, and the sum of the next-token losses of the `best`
+    texts' tokens; from forward passes of texts of similar length."""
     device = next(model.parameters()).device
     size = TEXTS_PER_FORWARD if device.type == "cpu" else len(texts)
     prompt_ids, response_ids = zip(*texts, strict=True)
     width = max(map(len, response_ids))
     rows: list[int] = []
     parts: list[tuple[Tensor, Tensor]] = []
+    lm_loss_sum = torch.zeros((), device=device)
     for indices, batch in batches(
         prompt_ids, response_ids, batch_size=size, pad_id=pad_id, device=device
     ):
+        read_on = [row for row, index in enumerate(indices) if index in best]
         with autocast(device, precision):
-            scores = model.token_scores(batch)
+            states = model.states(batch)
+            if output_layer is not None and read_on:
+                logits = output_layer(states[read_on, batch.prompt_ids.shape[1] - 1 : -1])
+                mask = batch.response_mask[read_on]
+                loss = lm_loss(logits, batch.response_ids[read_on], mask)
+                lm_loss_sum = lm_loss_sum + loss * mask.sum()
+        scores = model.token_scores(batch, states)
         missing = (0, width - scores.shape[1])
         parts.append((F.pad(scores, missing), F.pad(batch.response_mask, missing)))
         rows += indices
     order = torch.tensor(rows, device=device).argsort()
-    return torch.cat([p[0] for p in parts])[order], torch.cat([p[1] for p in parts])[order]
+    scores, masks = (torch.cat(part)[order] for part in zip(*parts, strict=True))
+    return scores, masks, lm_loss_sum
 
 
 def _loss_weight(prompt: RatedPrompt, settings: Reward) -> float:
     """What a prompt's part of the batch's mean is proportional to."""
     if settings.loss == "pairwise":
-        weights = [weight if settings.weight_pairs else 1.0 for *_, weight, _ in prompt.pairs]
-        return float(sum(weights))
+        weighted = settings.pair_label == "weighted_majority"
+        return float(sum(weight if weighted else 1.0 for *_, weight, _ in prompt.pairs))
     if settings.score_at == "last":
         return float(len(prompt.response_ids))
     return float(sum(len(ids) for ids in prompt.response_ids))
@@ -255,7 +298,8 @@ def _loss(
             scores[chosen],
             scores[rejected],
             margin=elo_margin * (settings.margin_per_400_elo / POINTS_PER_DECADE),
-            weight=weight if settings.weight_pairs else None,
+            weight=weight if settings.pair_label == "weighted_majority" else None,
+            chosen_share=(1 + weight) / 2 if settings.pair_label == "votes" else None,
         )
     if settings.loss == "pointwise_mse":
         loss: Callable[..., Float[Tensor, ""]] = pointwise_mse_loss

@@ -63,6 +63,7 @@ def reward(
             seed=config.seed,
             work_dir=run.work_dir,
             precision=machine.precision,
+            output_layer=_output_layer(lm).to(machine.device) if settings.lm_coef > 0 else None,
             log_every=config.runtime.log_every,
             progress=progress,
         )
@@ -96,6 +97,10 @@ def _seed_head(reward_model: Any, seed: int) -> None:
 
     seed_everything(seed)
     reward_model.reset_head()
+
+
+def _output_layer(lm: Any) -> Any:
+    return lm.get_output_embeddings().requires_grad_(False)
 
 
 def rated_prompts(

@@ -115,6 +115,11 @@ def test_pairwise_loss_by_hand() -> None:
     assert pairwise_reward_loss(chosen, rejected, weight=weight).item() == pytest.approx(
         (first + 3 * second) / 4, abs=TOLERANCE
     )
+    share = torch.tensor([0.75, 1.0])  # of four votes one is for the rejected text
+    lost = math.log1p(math.exp(1.0))
+    assert pairwise_reward_loss(chosen, rejected, chosen_share=share).item() == pytest.approx(
+        (0.75 * first + 0.25 * lost + second) / 2, abs=TOLERANCE
+    )
     margin = torch.tensor([1.0, -2.0])  # differences 1 - 1 = 0 and -2 + 2 = 0
     assert pairwise_reward_loss(chosen, rejected, margin=margin).item() == pytest.approx(
         math.log(2), abs=TOLERANCE

@@ -155,15 +155,24 @@ SCORES = st.floats(-30, 30)
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(SCORES, SCORES, st.floats(0, 2), st.floats(0.01, 3)), min_size=1))
-def test_pairwise_reward_loss(rows: list[tuple[float, float, float, float]]) -> None:
-    chosen, rejected, margin, weight = torch.tensor(rows, dtype=torch.float64).T
-    losses = [math.log1p(math.exp(-(c - r - m))) for c, r, m, _ in rows]
-    total = sum(w for *_, w in rows)
-    expected = sum(w * x for x, (*_, w) in zip(losses, rows, strict=True)) / total
+@given(
+    st.lists(
+        st.tuples(SCORES, SCORES, st.floats(0, 2), st.floats(0.01, 3), st.floats(0.5, 1)),
+        min_size=1,
+    )
+)
+def test_pairwise_reward_loss(rows: list[tuple[float, float, float, float, float]]) -> None:
+    chosen, rejected, margin, weight, share = torch.tensor(rows, dtype=torch.float64).T
+    losses = [math.log1p(math.exp(-(c - r - m))) for c, r, m, *_ in rows]
+    if_lost = [math.log1p(math.exp(c - r - m)) for c, r, m, *_ in rows]
+    total = sum(row[3] for row in rows)
+    expected = sum(row[3] * x for x, row in zip(losses, rows, strict=True)) / total
     actual = pairwise_reward_loss(chosen, rejected, margin=margin, weight=weight)
     close(actual, expected)
     # A constant on all scores says nothing; equal weights are no weights.
     close(pairwise_reward_loss(chosen + 7, rejected + 7, margin=margin, weight=weight), expected)
     plain = pairwise_reward_loss(chosen, rejected, margin=margin)
     close(plain, sum(losses) / len(losses))
+    mixed = [p * a + (1 - p) * b for (*_, p), a, b in zip(rows, losses, if_lost, strict=True)]
+    actual = pairwise_reward_loss(chosen, rejected, margin=margin, chosen_share=share)
+    close(actual, sum(mixed) / len(mixed))

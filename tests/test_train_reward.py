@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tiny import (
     finite_checkpoint,
     largest_difference,
     same_weights,
+    tiny_lm,
     tiny_reward_model,
     tokenizer,
 )
@@ -89,6 +91,7 @@ def train(
     *,
     progress: Any = None,
     log_every: int = 1,
+    output_layer: Any = None,
     **changes: Any,
 ) -> Any:
     return train_reward(
@@ -101,6 +104,7 @@ def train(
         precision="fp32",
         log_every=log_every,
         progress=progress,
+        output_layer=output_layer,
     )
 
 
@@ -133,27 +137,61 @@ def first_losses(tmp_path: Path, model: RewardModel, **changes: Any) -> dict[str
     return {name.removeprefix("reward_model/"): value for _, name, value in metrics}
 
 
-@pytest.mark.parametrize(("weight_pairs", "margin"), [(True, 0.0), (False, 0.0), (True, 0.8)])
-def test_pairs_and_their_order_by_hand(tmp_path: Path, weight_pairs: bool, margin: float) -> None:
+@pytest.mark.parametrize(
+    ("label", "margin"),
+    [("weighted_majority", 0.0), ("majority", 0.0), ("weighted_majority", 0.8), ("votes", 0.8)],
+)
+def test_pairs_and_their_order_by_hand(tmp_path: Path, label: str, margin: float) -> None:
     model = tiny_reward_model(tmp_path / "lm")
     prompt = one_prompt()
     a, b, c = reward_scores(
         model, [prompt.prompt_ids] * 3, prompt.response_ids, pad_id=PAD
     ).tolist()
     stats = first_losses(
-        tmp_path, model, weight_pairs=weight_pairs, margin_per_400_elo=margin, center_coef=0.5
+        tmp_path, model, pair_label=label, margin_per_400_elo=margin, center_coef=0.5
     )
     # Pairs: text 0 over text 1 (margin 500 points), text 2 over text 1 (400 points).
+    differences = [a - b - margin * 500 / 400, c - b - margin * 400 / 400]
+    # All votes are for text 0; of 8 for text 2 and 1, 5 are for text 2: a majority of 2 / 8.
+    shares = [1.0, 5 / 8] if label == "votes" else [1.0, 1.0]
     losses = [
-        math.log1p(math.exp(-(a - b - margin * 500 / 400))),
-        math.log1p(math.exp(-(c - b - margin * 400 / 400))),
+        p * math.log1p(math.exp(-d)) + (1 - p) * math.log1p(math.exp(d))
+        for p, d in zip(shares, differences, strict=True)
     ]
-    weights = [1.0, 0.25] if weight_pairs else [1.0, 1.0]
+    weights = [1.0, 0.25] if label == "weighted_majority" else [1.0, 1.0]
     expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
     expected += 0.5 * ((a + b + c) / 3) ** 2
     assert stats["loss"] == pytest.approx(expected, abs=TOLERANCE)
     assert stats["margin"] == pytest.approx((a - b + c - b) / 2, abs=TOLERANCE)
     assert stats["accuracy"] == ((a > b) + (c > b)) / 2
+
+
+def test_next_tokens_of_the_best_texts_by_hand(tmp_path: Path) -> None:
+    model = tiny_reward_model(tmp_path / "lm")
+    lm = tiny_lm()
+    other = replace(prompt_of([5, 6]), response_ids=[[7, 9, 3, EOS], [3, EOS]])
+    prompts = [one_prompt(), other]
+    # Texts 0 of both are best; the output layer is another model's, on the trunk's states.
+    total, num_tokens = 0.0, 0
+    for prompt in prompts:
+        batch = batch_of([prompt.prompt_ids], [prompt.response_ids[0]])
+        with torch.no_grad():
+            states = model.states(batch)[0, len(prompt.prompt_ids) - 1 : -1]
+            logprobs = lm.get_output_embeddings()(states).log_softmax(-1)
+        for t, token in enumerate(prompt.response_ids[0]):
+            total -= logprobs[t, token].item()
+            num_tokens += 1
+    losses = []
+    for coef in (0.0, 0.3):
+        metrics = train(
+            tiny_reward_model(tmp_path / "lm"),
+            tmp_path / f"work-{coef}",
+            prompts,
+            output_layer=lm.get_output_embeddings(),
+            **(ONE_STEP | {"contrast_coef": 0.0, "micro_batch_size": 3, "lm_coef": coef}),
+        )
+        losses += [value for _, name, value in metrics if name == "reward_model/loss"]
+    assert losses[1] - losses[0] == pytest.approx(0.3 * total / num_tokens, abs=TOLERANCE)
 
 
 def prompt_of(ids: list[int]) -> RatedPrompt:
