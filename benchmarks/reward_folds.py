@@ -23,7 +23,7 @@ from tasks.ingest import ingest
 from tasks.lm_common import set_up_machine
 from tasks.pretrain import pretrain
 from tasks.rate import rate
-from tasks.reward import rated_prompts, reward
+from tasks.reward import contrasted_demonstrations, rated_prompts, reward
 from tasks.sample import sample
 from tasks.sft import sft
 from tasks.step import StepRun, open_store
@@ -38,13 +38,15 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     options = parser.parse_args()
     config = load_config(find_recipe("e2e"), options.overrides)
-    run, model_dir, prompts = rated_by_people(config)
+    run, model_dir, prompts, demonstrations = rated_by_people(config)
     random.Random(0).shuffle(prompts)
     accuracies = []
     for fold in options.folds:
         held_out = prompts[fold::NUM_FOLDS]
         trained = [p for i, p in enumerate(prompts) if i % NUM_FOLDS != fold]
-        accuracy, length_accuracy, num_pairs = measure(run, model_dir, trained, held_out)
+        accuracy, length_accuracy, num_pairs = measure(
+            run, model_dir, trained + demonstrations, held_out
+        )
         accuracies.append(accuracy)
         print(
             f"fold {fold}: accuracy {accuracy:.3f}, the longer text wins {length_accuracy:.3f}, "
@@ -54,8 +56,11 @@ def main() -> None:
     print(f"mean accuracy {statistics.mean(accuracies):.3f}")
 
 
-def rated_by_people(config: PipelineConfig) -> tuple[StepRun, Path, list[RatedPrompt]]:
-    """The recipe up to the ratings; every ranked prompt with its texts and pairs."""
+def rated_by_people(
+    config: PipelineConfig,
+) -> tuple[StepRun, Path, list[RatedPrompt], list[RatedPrompt]]:
+    """The recipe up to the ratings; every ranked prompt with its texts and pairs, and the pairs of
+    demonstrations."""
     tables = ingest.fn(config).tables
     prompts = tables["prompts"]
     base = pretrain.fn(config, corpus=tables["corpus"])
@@ -86,7 +91,15 @@ def rated_by_people(config: PipelineConfig) -> tuple[StepRun, Path, list[RatedPr
         run.read(rated["preference_pairs"]),
         context_tokens(model),
     )
-    return run, model_dir, [p for split in by_split.values() for p in split if p.pairs]
+    ranked = [p for split in by_split.values() for p in split if p.pairs]
+    pairs = contrasted_demonstrations(
+        run,
+        tokenizer,
+        run.read(prompts),
+        run.read(tables["demonstrations"]),
+        context_tokens(model),
+    )
+    return run, model_dir, ranked, pairs
 
 
 def measure(
@@ -97,7 +110,7 @@ def measure(
     model = RewardModel.from_causal_lm(model_dir, score_at=settings.score_at)
     machine = set_up_machine(run, model)
     model.reset_head()
-    _, tokenizer = load_causal_lm(model_dir)
+    lm, tokenizer = load_causal_lm(model_dir)
     pad_id = tokenizer.pad_token_id
     with tempfile.TemporaryDirectory() as folder:
         train_reward(
@@ -108,6 +121,7 @@ def measure(
             seed=run.config.seed,
             work_dir=Path(folder),
             precision=machine.precision,
+            output_layer=lm.get_output_embeddings().requires_grad_(False).to(machine.device),
         )
     model.eval()
     chosen, rejected = pair_scores(model, held_out, pad_id=pad_id, precision=machine.precision)

@@ -112,6 +112,7 @@ def chain(config: PipelineConfig, journal: Walker) -> None:
         candidates=candidates,
         ratings=rated.tables["ratings"],
         preference_pairs=rated.tables["preference_pairs"],
+        demonstrations=demonstrations,
         sampled=sampled.tables["candidates"],
     )
     if not journal.gate(check_gate, rewarder):

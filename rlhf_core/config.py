@@ -328,10 +328,10 @@ class Reward(SupervisedSettings):
         description="pairwise: weight of the squared mean score of a prompt's texts, which makes "
         "scores of different prompts comparable.",
     )
-    contrast_coef: NonNegativeFloat = Field(
-        0.0,
-        description="pairwise: weight of further pairs, each prompt's best text against the same "
-        "text under the most similar other prompt; they teach to read the prompt.",
+    contrast_demonstrations: NonNegativeInt = Field(
+        0,
+        description="pairwise: so many pairs of demonstrations are added, a prompt's own against "
+        "one of a very similar other prompt. They cost no labels and teach to read the prompt.",
     )
     lm_coef: NonNegativeFloat = Field(
         0.0,

@@ -6,8 +6,9 @@ All texts of a prompt are in one backward pass; a pair that nobody compared is n
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from rlhf_core.losses import (
     pointwise_cross_entropy_loss,
     pointwise_mse_loss,
 )
-from rlhf_core.models import RewardModel, context_tokens
+from rlhf_core.models import RewardModel
 from rlhf_core.runtime import Metrics, Precision, Progress, autocast
 from rlhf_core.scoring import batches, reward_scores
 from rlhf_core.supervised import SupervisedTraining
@@ -44,13 +45,11 @@ class RatedPrompt:
     """Rating of each text, Elo points, mean 0."""
     pairs: list[tuple[int, int, float, float]]
     """(chosen, rejected, weight, Elo margin), indices into `response_ids`."""
-    similar_prompt_ids: list[int] | None = None
-    """Another prompt, under which the best text must score lower; None: no such pair."""
 
     @property
-    def best_ids(self) -> list[int]:
-        """The text with the highest rating."""
-        return self.response_ids[max(range(len(self.elo)), key=self.elo.__getitem__)]
+    def best(self) -> int:
+        """The text with the highest rating; the first of equal ones."""
+        return max(range(len(self.elo)), key=self.elo.__getitem__)
 
 
 def train_reward(
@@ -98,8 +97,6 @@ def train_reward(
         log_every=log_every,
         progress=progress,
     )
-    if settings.loss == "pairwise" and settings.contrast_coef > 0:
-        prompts = with_similar_prompts(prompts, context_tokens(model.classifier))
     loss_of = partial(
         _backward,
         model,
@@ -121,38 +118,74 @@ def train_reward(
 
 
 SIMILAR_AMONG = 4096
-"""Prompts among which the most similar one is looked for: the search is quadratic."""
+"""Prompts among which similar ones are looked for: the search is quadratic."""
+
+NUM_SIMILAR = 4
+"""So many of the most similar prompts take turns."""
 
 
-def with_similar_prompts(prompts: Sequence[RatedPrompt], limit: int) -> list[RatedPrompt]:
-    """Each prompt with the one that shares most of its tokens, but not all.
+def contrasting_pairs(
+    prompt_ids: Sequence[Sequence[int]],
+    response_ids: Sequence[list[int]],
+    *,
+    num_pairs: int,
+    max_tokens: int,
+    seed: int,
+) -> list[RatedPrompt]:
+    """Demonstrations as pairs: a prompt's own is better than one of a very similar other prompt.
 
-    None where the prompt's best text does not fit behind that one into `limit` tokens.
+    What the two prompts do not share is wrong in the other's text, or missing there. People rank
+    texts of one prompt, which are all about it, so a model can learn their rankings without ever
+    reading the prompt; it cannot learn these pairs so. Each text is as often the better as the
+    worse one, so its style says nothing.
 
-    A text that is right for one of them is wrong for the other in what they do not share. People
-    rank texts of one prompt, which are all about it, so a model can learn their rankings without
-    ever reading the prompt; it cannot learn this.
+    Args:
+        prompt_ids: of each demonstration.
+        response_ids: the demonstrations.
+        num_pairs: so many, fewer where no two prompts differ or nothing fits.
+        max_tokens: longest prompt and response together.
+        seed: which prompts and demonstrations are taken.
 
     Source: contrast instructions, Shen et al. 2024 (The Trickle-down Impact of Reward
-    Inconsistency), there to measure; similarity is Jaccard's index of the token sets.
+    Inconsistency), there the same text under two instructions, and to measure; similarity is
+    Jaccard's index of the token sets.
     """
-    result = []
-    for start in range(0, len(prompts), SIMILAR_AMONG):
-        block = prompts[start : start + SIMILAR_AMONG]
-        tokens = sorted({token for prompt in block for token in prompt.prompt_ids})
-        column = {token: index for index, token in enumerate(tokens)}
-        has = torch.zeros(len(block), len(tokens))
-        for row, prompt in enumerate(block):
-            has[row, [column[token] for token in prompt.prompt_ids]] = 1.0
-        shared = has @ has.T
-        either = has.sum(1, keepdim=True) + has.sum(1) - shared
-        similarity = (shared / either).masked_fill(shared == either, -1.0)
-        best, index = similarity.max(1)
-        for prompt, value, other in zip(block, best.tolist(), index.tolist(), strict=True):
-            ids = block[other].prompt_ids
-            fits = value >= 0 and len(ids) + len(prompt.best_ids) <= limit
-            result.append(replace(prompt, similar_prompt_ids=ids if fits else None))
-    return result
+    rng = random.Random(seed)
+    by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
+    for prompt, response in zip(prompt_ids, response_ids, strict=True):
+        by_prompt.setdefault(tuple(prompt), []).append(response)
+    prompts = rng.sample(list(by_prompt), min(SIMILAR_AMONG, len(by_prompt)))
+    neighbours = list(zip(prompts, _most_similar(prompts), strict=True))
+    pairs: list[RatedPrompt] = []
+    before = -1
+    while before < len(pairs) < num_pairs:
+        before = len(pairs)
+        for prompt, similar in neighbours:
+            if not similar or len(pairs) == num_pairs:
+                continue
+            texts = [rng.choice(by_prompt[p]) for p in (prompt, prompts[rng.choice(similar)])]
+            if len(prompt) + max(map(len, texts)) <= max_tokens:
+                pairs.append(
+                    RatedPrompt(list(prompt), texts, [0.0, 0.0], [0.0, 0.0], [(0, 1, 1.0, 0.0)])
+                )
+    return pairs
+
+
+def _most_similar(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Of each prompt those that share most of its tokens, but not all; none that shares nothing."""
+    tokens = sorted({token for prompt in prompts for token in prompt})
+    column = {token: index for index, token in enumerate(tokens)}
+    has = torch.zeros(len(prompts), len(tokens))
+    for row, prompt in enumerate(prompts):
+        has[row, [column[token] for token in prompt]] = 1.0
+    shared = has @ has.T
+    either = has.sum(1, keepdim=True) + has.sum(1) - shared
+    similarity = (shared / either).masked_fill(shared == either, 0.0)
+    values, indices = similarity.topk(min(NUM_SIMILAR, len(prompts)), dim=1)
+    return [
+        [index for value, index in zip(*row, strict=True) if value > 0]
+        for row in zip(values.tolist(), indices.tolist(), strict=True)
+    ]
 
 
 def _backward(
@@ -169,28 +202,21 @@ def _backward(
     total = sum(_loss_weight(prompt, settings) for prompt in batch)
     sums = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
     num_pairs = sum(len(prompt.pairs) for prompt in batch)
-    num_best_tokens = sum(len(prompt.best_ids) for prompt in batch)
+    num_best_tokens = sum(len(prompt.response_ids[prompt.best]) for prompt in batch)
     for group in _micro_batches(batch, settings.micro_batch_size):
         share = sum(_loss_weight(prompt, settings) for prompt in group) / total
         texts = [(prompt.prompt_ids, ids) for prompt in group for ids in prompt.response_ids]
-        contrasted = [prompt for prompt in group if prompt.similar_prompt_ids]
-        elsewhere = [(prompt.similar_prompt_ids or [], prompt.best_ids) for prompt in contrasted]
-        best = [texts.index((prompt.prompt_ids, prompt.best_ids)) for prompt in group]
-        token_scores, mask, lm_loss_sum = _read(
-            model, [*texts, *elsewhere], best, pad_id, precision, output_layer
-        )
+        num_texts = [len(prompt.response_ids) for prompt in group]
+        best = [
+            first + prompt.best
+            for prompt, first in zip(group, accumulate(num_texts, initial=0), strict=False)
+        ]
+        token_scores, mask, lm_loss_sum = _read(model, texts, best, pad_id, precision, output_layer)
         scores = model.reduce(token_scores, mask)
-        scores, scores_elsewhere = scores[: len(texts)], scores[len(texts) :]
-        token_scores, mask = token_scores[: len(texts)], mask[: len(texts)]
         loss = _loss(token_scores, scores, mask, group, settings) * share
         if settings.loss == "pairwise":
-            num_texts = [len(prompt.response_ids) for prompt in group]
             centering = centering_loss(scores, num_texts) * (len(group) / len(batch))
             loss = loss + settings.center_coef * centering
-        if contrasted:
-            own = torch.tensor([texts.index((p.prompt_ids, p.best_ids)) for p in contrasted])
-            contrast = pairwise_reward_loss(scores[own], scores_elsewhere)
-            loss = loss + settings.contrast_coef * contrast * (len(contrasted) / len(batch))
         if output_layer is not None:
             loss = loss + settings.lm_coef * lm_loss_sum / num_best_tokens
         loss.backward()
@@ -262,7 +288,7 @@ def _micro_batches(batch: Sequence[RatedPrompt], size: int) -> list[list[RatedPr
     groups: list[list[RatedPrompt]] = []
     num_texts = size + 1
     for prompt in sorted(batch, key=lambda p: len(p.prompt_ids) + max(map(len, p.response_ids))):
-        needed = len(prompt.response_ids) + bool(prompt.similar_prompt_ids)
+        needed = len(prompt.response_ids)
         if num_texts + needed > size:
             groups.append([])
             num_texts = 0

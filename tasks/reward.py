@@ -21,7 +21,7 @@ METRIC_VERSION = 1
 """Version of how the numbers in `evaluation` are computed."""
 
 
-@step(version=2, sections=("reward", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=3, sections=("reward", "seed", "precision", "ingest.max_rejected_share"))
 def reward(
     run: StepRun,
     *,
@@ -30,6 +30,7 @@ def reward(
     candidates: TableArtifact,
     ratings: TableArtifact,
     preference_pairs: TableArtifact,
+    demonstrations: TableArtifact,
     sampled: TableArtifact,
 ) -> None:
     """Train on the split `reward`, normalise on `sampled`, measure on both splits."""
@@ -53,17 +54,22 @@ def reward(
         raise InputError(
             "reward: no rated prompt is in the split reward; see the splits of the rankings' source"
         )
-    steps = -(-len(rated["reward"]) // settings.batch_size) * settings.epochs
+    shown = rated["reward"]
+    if settings.loss == "pairwise" and settings.contrast_demonstrations:
+        shown = shown + contrasted_demonstrations(
+            run, tokenizer, run.read(prompts), run.read(demonstrations), limit
+        )
+    steps = -(-len(shown) // settings.batch_size) * settings.epochs
     with run.progress("training the reward model", steps, "steps") as progress:
         metrics = train_reward(
             reward_model,
-            rated["reward"],
+            shown,
             settings=settings,
             pad_id=tokenizer.pad_token_id,
             seed=config.seed,
             work_dir=run.work_dir,
             precision=machine.precision,
-            output_layer=_output_layer(lm).to(machine.device) if settings.lm_coef > 0 else None,
+            output_layer=lm.get_output_embeddings().requires_grad_(False).to(machine.device),
             log_every=config.runtime.log_every,
             progress=progress,
         )
@@ -97,10 +103,6 @@ def _seed_head(reward_model: Any, seed: int) -> None:
 
     seed_everything(seed)
     reward_model.reset_head()
-
-
-def _output_layer(lm: Any) -> Any:
-    return lm.get_output_embeddings().requires_grad_(False)
 
 
 def rated_prompts(
@@ -168,6 +170,33 @@ def rated_prompts(
             )
         )
     return result
+
+
+def contrasted_demonstrations(
+    run: StepRun,
+    tokenizer: Any,
+    prompts: "pd.DataFrame",
+    demonstrations: "pd.DataFrame",
+    limit: int,
+) -> "list[RatedPrompt]":
+    """`reward.contrast_demonstrations` pairs of the split `sft`, or as many as can be made."""
+    from rlhf_core.tokens import encode_prompts, encode_responses
+    from rlhf_core.train_reward import contrasting_pairs
+
+    frame = demonstrations[demonstrations["split"] == "sft"]
+    frame = frame.merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
+    wanted = run.config.reward.contrast_demonstrations
+    pairs = contrasting_pairs(
+        encode_prompts(tokenizer, list(frame["prompt"])),
+        encode_responses(tokenizer, list(frame["response"])),
+        num_pairs=wanted,
+        max_tokens=limit,
+        seed=run.config.seed,
+    )
+    run.fact("contrast_pairs", len(pairs))
+    if len(pairs) < wanted:
+        run.log(f"reward: only {len(pairs)} of {wanted} pairs of demonstrations could be made")
+    return pairs
 
 
 def _score_samples(
