@@ -3,8 +3,9 @@
     python benchmarks/reward_folds.py [--set paths.data=DIR] [--folds 0 1 2 3 4]
 
 Runs (or finds) the steps of the recipe `e2e` up to the ratings, then trains the reward model five
-times on four fifths of the ranked prompts. A pair is two different texts of one prompt that people,
-by majority, did not hold equal. Beside it stands the baseline "the longer text wins".
+times on four fifths of the ranked prompts, with the recipe's pairs of demonstrations. A pair is two
+different texts of one prompt that people, by majority, did not hold equal. Beside it stands the
+baseline "the longer text wins".
 """
 
 import argparse
@@ -23,7 +24,7 @@ from tasks.ingest import ingest
 from tasks.lm_common import set_up_machine
 from tasks.pretrain import pretrain
 from tasks.rate import rate
-from tasks.reward import contrasted_demonstrations, rated_prompts, reward
+from tasks.reward import contrasted_demonstrations, output_layer, rated_prompts, reward
 from tasks.sample import sample
 from tasks.sft import sft
 from tasks.step import StepRun, open_store
@@ -96,7 +97,7 @@ def rated_by_people(
         run,
         tokenizer,
         run.read(prompts),
-        run.read(tables["demonstrations"]),
+        tables["demonstrations"],
         context_tokens(model),
     )
     return run, model_dir, ranked, pairs
@@ -121,7 +122,7 @@ def measure(
             seed=run.config.seed,
             work_dir=Path(folder),
             precision=machine.precision,
-            output_layer=lm.get_output_embeddings().requires_grad_(False).to(machine.device),
+            output_layer=output_layer(lm, machine) if settings.lm_coef > 0 else None,
         )
     model.eval()
     chosen, rejected = pair_scores(model, held_out, pad_id=pad_id, precision=machine.precision)

@@ -300,7 +300,7 @@ class Reward(SupervisedSettings):
     score_at: Literal["last", "token"] = Field(
         "last", description="Score at the last kept token, or the mean over all response tokens."
     )
-    epochs: PositiveInt = Field(2, description="Passes over the ranked prompts.")
+    epochs: PositiveInt = Field(2, description="Passes over the ranked prompts and added pairs.")
     batch_size: PositiveInt = Field(
         16, description="Prompts per optimizer step, all their texts together."
     )
@@ -315,10 +315,10 @@ class Reward(SupervisedSettings):
     )
     warmup_share: Share = Field(0.05, description="Share of the steps over which the rate rises.")
     weight_decay: NonNegativeFloat = Field(0.05, description="AdamW weight decay of matrices.")
-    pair_label: Literal["votes", "weighted_majority", "majority"] = Field(
-        "votes",
-        description="pairwise: the label is the share of the votes; or the text that has more of "
-        "them wins, weighted by |for - against| / votes, or not.",
+    pair_label: Literal["weighted_majority", "votes", "majority"] = Field(
+        "weighted_majority",
+        description="pairwise, of pairs with a majority: the text that has it wins, weighted by "
+        "|for - against| / votes, or not; or the label is the share of the votes.",
     )
     margin_per_400_elo: NonNegativeFloat = Field(
         0.0, description="pairwise: margin in the loss per 400 Elo points between the texts."
@@ -328,6 +328,11 @@ class Reward(SupervisedSettings):
         description="pairwise: weight of the squared mean score of a prompt's texts, which makes "
         "scores of different prompts comparable.",
     )
+    contrast_coef: NonNegativeFloat = Field(
+        0.0,
+        description="pairwise: weight of further pairs, each prompt's best text against the same "
+        "text under the most similar other prompt; they teach to read the prompt.",
+    )
     contrast_demonstrations: NonNegativeInt = Field(
         0,
         description="pairwise: so many pairs of demonstrations are added, a prompt's own against "
@@ -335,8 +340,8 @@ class Reward(SupervisedSettings):
     )
     lm_coef: NonNegativeFloat = Field(
         0.0,
-        description="Weight of next-token prediction of the ranked texts beside their ranking, by "
-        "SFT's output layer on the same trunk: it keeps what the trunk knows of texts.",
+        description="Weight of next-token prediction of each prompt's best text, by SFT's output "
+        "layer on the same trunk: it keeps what the trunk knows of texts.",
     )
     normalisation_texts: PositiveInt = Field(
         1024,

@@ -6,7 +6,7 @@ All texts of a prompt are in one backward pass; a pair that nobody compared is n
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rlhf_core.config import Reward
+from rlhf_core.logprobs import prepare_logits
 from rlhf_core.losses import (
     centering_loss,
     lm_loss,
@@ -24,7 +25,7 @@ from rlhf_core.losses import (
     pointwise_cross_entropy_loss,
     pointwise_mse_loss,
 )
-from rlhf_core.models import RewardModel
+from rlhf_core.models import RewardModel, context_tokens
 from rlhf_core.runtime import Metrics, Precision, Progress, autocast
 from rlhf_core.scoring import batches, reward_scores
 from rlhf_core.supervised import SupervisedTraining
@@ -45,6 +46,8 @@ class RatedPrompt:
     """Rating of each text, Elo points, mean 0."""
     pairs: list[tuple[int, int, float, float]]
     """(chosen, rejected, weight, Elo margin), indices into `response_ids`."""
+    similar_prompt_ids: list[int] | None = None
+    """Another prompt, under which the best text must score lower; None: no such pair."""
 
     @property
     def best(self) -> int:
@@ -86,7 +89,10 @@ def train_reward(
 
     Raises:
         FloatingPointError: the loss is no longer finite.
+        ValueError: `settings.lm_coef` is set and there is no output layer.
     """
+    if settings.lm_coef > 0 and output_layer is None:
+        raise ValueError("lm_coef needs the output layer of the trunk's language model")
     steps_per_epoch = math.ceil(len(prompts) / settings.batch_size)
     training = SupervisedTraining(
         model,
@@ -97,6 +103,8 @@ def train_reward(
         log_every=log_every,
         progress=progress,
     )
+    if settings.loss == "pairwise" and settings.contrast_coef > 0:
+        prompts = with_similar_prompts(prompts, context_tokens(model.classifier))
     loss_of = partial(
         _backward,
         model,
@@ -124,6 +132,30 @@ NUM_SIMILAR = 4
 """So many of the most similar prompts take turns."""
 
 
+def with_similar_prompts(prompts: Sequence[RatedPrompt], max_tokens: int) -> list[RatedPrompt]:
+    """Each prompt with the most similar other one, under which its best text must score lower.
+
+    None where the best text does not fit behind that one into `max_tokens`.
+
+    A text that is right for one of them is wrong for the other in what they do not share. People
+    rank texts of one prompt, which are all about it, so a model can learn their rankings without
+    ever reading the prompt; it cannot learn this.
+
+    Source: contrast instructions, Shen et al. 2024 (The Trickle-down Impact of Reward
+    Inconsistency), there to measure; similarity is Jaccard's index of the token sets.
+    """
+    result = []
+    for start in range(0, len(prompts), SIMILAR_AMONG):
+        block = prompts[start : start + SIMILAR_AMONG]
+        similar = _most_similar([prompt.prompt_ids for prompt in block])
+        for prompt, others in zip(block, similar, strict=True):
+            ids = block[others[0]].prompt_ids if others else None
+            if ids and len(ids) + len(prompt.response_ids[prompt.best]) > max_tokens:
+                ids = None
+            result.append(replace(prompt, similar_prompt_ids=ids))
+    return result
+
+
 def contrasting_pairs(
     prompt_ids: Sequence[Sequence[int]],
     response_ids: Sequence[list[int]],
@@ -134,10 +166,8 @@ def contrasting_pairs(
 ) -> list[RatedPrompt]:
     """Demonstrations as pairs: a prompt's own is better than one of a very similar other prompt.
 
-    What the two prompts do not share is wrong in the other's text, or missing there. People rank
-    texts of one prompt, which are all about it, so a model can learn their rankings without ever
-    reading the prompt; it cannot learn these pairs so. Each text is as often the better as the
-    worse one, so its style says nothing.
+    What the two prompts do not share is wrong in the other's text, or missing there; and a text is
+    about as often the better as the worse one, so its style says little.
 
     Args:
         prompt_ids: of each demonstration.
@@ -145,10 +175,6 @@ def contrasting_pairs(
         num_pairs: so many, fewer where no two prompts differ or nothing fits.
         max_tokens: longest prompt and response together.
         seed: which prompts and demonstrations are taken.
-
-    Source: contrast instructions, Shen et al. 2024 (The Trickle-down Impact of Reward
-    Inconsistency), there the same text under two instructions, and to measure; similarity is
-    Jaccard's index of the token sets.
     """
     rng = random.Random(seed)
     by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
@@ -164,6 +190,8 @@ def contrasting_pairs(
             if not similar or len(pairs) == num_pairs:
                 continue
             texts = [rng.choice(by_prompt[p]) for p in (prompt, prompts[rng.choice(similar)])]
+            if texts[1] in by_prompt[prompt]:
+                continue
             if len(prompt) + max(map(len, texts)) <= max_tokens:
                 pairs.append(
                     RatedPrompt(list(prompt), texts, [0.0, 0.0], [0.0, 0.0], [(0, 1, 1.0, 0.0)])
@@ -206,17 +234,26 @@ def _backward(
     for group in _micro_batches(batch, settings.micro_batch_size):
         share = sum(_loss_weight(prompt, settings) for prompt in group) / total
         texts = [(prompt.prompt_ids, ids) for prompt in group for ids in prompt.response_ids]
+        contrasted = [i for i, prompt in enumerate(group) if prompt.similar_prompt_ids]
         num_texts = [len(prompt.response_ids) for prompt in group]
         best = [
             first + prompt.best
             for prompt, first in zip(group, accumulate(num_texts, initial=0), strict=False)
         ]
-        token_scores, mask, lm_loss_sum = _read(model, texts, best, pad_id, precision, output_layer)
+        elsewhere = [(group[i].similar_prompt_ids or [], texts[best[i]][1]) for i in contrasted]
+        token_scores, mask, lm_loss_sum = _read(
+            model, [*texts, *elsewhere], best, pad_id, precision, output_layer
+        )
         scores = model.reduce(token_scores, mask)
+        scores, scores_elsewhere = scores[: len(texts)], scores[len(texts) :]
+        token_scores, mask = token_scores[: len(texts)], mask[: len(texts)]
         loss = _loss(token_scores, scores, mask, group, settings) * share
         if settings.loss == "pairwise":
             centering = centering_loss(scores, num_texts) * (len(group) / len(batch))
             loss = loss + settings.center_coef * centering
+        if contrasted:
+            contrast = pairwise_reward_loss(scores[[best[i] for i in contrasted]], scores_elsewhere)
+            loss = loss + settings.contrast_coef * contrast * (len(contrasted) / len(batch))
         if output_layer is not None:
             loss = loss + settings.lm_coef * lm_loss_sum / num_best_tokens
         loss.backward()
@@ -260,7 +297,8 @@ def _read(
         with autocast(device, precision):
             states = model.states(batch)
             if output_layer is not None and read_on:
-                logits = output_layer(states[read_on, batch.prompt_ids.shape[1] - 1 : -1])
+                raw_logits = output_layer(states[read_on, batch.prompt_ids.shape[1] - 1 : -1])
+                logits = prepare_logits(raw_logits, temperature=1.0, suppressed_id=pad_id)
                 mask = batch.response_mask[read_on]
                 loss = lm_loss(logits, batch.response_ids[read_on], mask)
                 lm_loss_sum = lm_loss_sum + loss * mask.sum()
@@ -288,7 +326,7 @@ def _micro_batches(batch: Sequence[RatedPrompt], size: int) -> list[list[RatedPr
     groups: list[list[RatedPrompt]] = []
     num_texts = size + 1
     for prompt in sorted(batch, key=lambda p: len(p.prompt_ids) + max(map(len, p.response_ids))):
-        needed = len(prompt.response_ids)
+        needed = len(prompt.response_ids) + bool(prompt.similar_prompt_ids)
         if num_texts + needed > size:
             groups.append([])
             num_texts = 0

@@ -7,7 +7,7 @@ import numpy as np
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
 from rlhf_core.records import ModelArtifact, StepResult, TableArtifact
-from tasks.lm_common import fitting, set_up_machine
+from tasks.lm_common import Machine, fitting, set_up_machine
 from tasks.step import StepRun, step
 from tasks.tables import digest_id
 
@@ -54,11 +54,9 @@ def reward(
         raise InputError(
             "reward: no rated prompt is in the split reward; see the splits of the rankings' source"
         )
-    shown = rated["reward"]
-    if settings.loss == "pairwise" and settings.contrast_demonstrations:
-        shown = shown + contrasted_demonstrations(
-            run, tokenizer, run.read(prompts), run.read(demonstrations), limit
-        )
+    shown = rated["reward"] + contrasted_demonstrations(
+        run, tokenizer, run.read(prompts), demonstrations, limit
+    )
     steps = -(-len(shown) // settings.batch_size) * settings.epochs
     with run.progress("training the reward model", steps, "steps") as progress:
         metrics = train_reward(
@@ -69,7 +67,7 @@ def reward(
             seed=config.seed,
             work_dir=run.work_dir,
             precision=machine.precision,
-            output_layer=lm.get_output_embeddings().requires_grad_(False).to(machine.device),
+            output_layer=output_layer(lm, machine) if settings.lm_coef > 0 else None,
             log_every=config.runtime.log_every,
             progress=progress,
         )
@@ -103,6 +101,32 @@ def _seed_head(reward_model: Any, seed: int) -> None:
 
     seed_everything(seed)
     reward_model.reset_head()
+
+
+def output_layer(lm: Any, machine: Machine) -> Any:
+    """The language model's output layer, which stays as it is.
+
+    Raises:
+        InputError: it alone does not give the model's logits: the family scales or caps them.
+    """
+    import torch
+
+    from rlhf_core.models import response_logits
+    from rlhf_core.tokens import collate
+
+    layer, device = lm.get_output_embeddings(), torch.device("cpu")
+    batch = collate([[0, 1]], [[2, 3]], pad_id=-1, device=device)
+    with torch.no_grad():
+        if layer is None or not torch.allclose(
+            layer(lm.base_model(batch.input_ids).last_hidden_state[:, 1:-1]),
+            response_logits(lm, batch),
+            atol=1e-4,
+        ):
+            raise InputError(
+                f"reward.lm_coef must be 0 with a {lm.config.model_type} model: its output layer "
+                "alone does not give its logits"
+            )
+    return layer.requires_grad_(False).to(machine.device)
 
 
 def rated_prompts(
@@ -176,16 +200,19 @@ def contrasted_demonstrations(
     run: StepRun,
     tokenizer: Any,
     prompts: "pd.DataFrame",
-    demonstrations: "pd.DataFrame",
+    demonstrations: TableArtifact,
     limit: int,
 ) -> "list[RatedPrompt]":
     """`reward.contrast_demonstrations` pairs of the split `sft`, or as many as can be made."""
+    settings = run.config.reward
+    if settings.loss != "pairwise" or settings.contrast_demonstrations == 0:
+        return []
     from rlhf_core.tokens import encode_prompts, encode_responses
     from rlhf_core.train_reward import contrasting_pairs
 
-    frame = demonstrations[demonstrations["split"] == "sft"]
-    frame = frame.merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
-    wanted = run.config.reward.contrast_demonstrations
+    frame = run.read(demonstrations)
+    frame = frame[frame["split"] == "sft"].merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
+    wanted = settings.contrast_demonstrations
     pairs = contrasting_pairs(
         encode_prompts(tokenizer, list(frame["prompt"])),
         encode_responses(tokenizer, list(frame["response"])),

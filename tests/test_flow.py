@@ -20,11 +20,14 @@ from flows.command import main
 from flows.journal import STEPS, RunSummary
 from rlhf_core.models import load_causal_lm
 from rlhf_core.recipe import parse_config
+from rlhf_core.records import TableArtifact
 from rlhf_core.scoring import sequence_logprobs
 from rlhf_core.tokens import encode_prompts
 from tasks import step as steps
 from tasks import store as store_module
 from tasks.reporting.lineage import load_run
+from tasks.reward import contrasted_demonstrations, reward
+from tasks.step import StepRun, open_store
 from tasks.store import ArtifactStore
 from tasks.tables import read_table
 
@@ -62,7 +65,15 @@ TINY: dict[str, Any] = {
         "temperatures": [1.0, 0.05],
         "max_new_tokens": 24,
     },
-    "reward": {"epochs": 1, "batch_size": 8, "bootstrap_samples": 100},
+    "reward": {
+        "epochs": 1,
+        "batch_size": 8,
+        "contrast_coef": 0.1,
+        "contrast_demonstrations": 12,
+        "pair_label": "votes",
+        "lm_coef": 0.1,
+        "bootstrap_samples": 100,
+    },
     "ppo": {
         "updates": 3,
         "batch_size": 16,
@@ -261,6 +272,32 @@ def test_a_run_ends_with_a_report_and_models_that_transformers_loads(finished: P
     assert not loading["missing_keys"]
     assert list((finished.root / "_work").iterdir()) == []
     assert unfinished(finished.root) == []
+
+
+def test_pairs_of_demonstrations_come_from_the_split_sft(
+    finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_core import train_reward
+
+    manifest = json.loads((finished.artifact("reward") / "manifest.json").read_text())
+    assert manifest["result"]["facts"]["contrast_pairs"] == 12
+
+    config = parse_config(finished.recipe())
+    ingested = json.loads((finished.artifact("ingest") / "manifest.json").read_text())["result"]
+    run = StepRun(reward, config, "", open_store(config), None)
+    prompts = run.read(TableArtifact.model_validate(ingested["tables"]["prompts"]))
+    _, tokenizer = load_causal_lm(finished.artifact("sft"))
+    given: list[list[int]] = []
+
+    def watch(prompt_ids: Any, response_ids: Any, **options: Any) -> list[Any]:
+        given.extend(prompt_ids)
+        return []
+
+    monkeypatch.setattr(train_reward, "contrasting_pairs", watch)
+    demonstrations = TableArtifact.model_validate(ingested["tables"]["demonstrations"])
+    contrasted_demonstrations(run, tokenizer, prompts, demonstrations, 200)
+    tuned = prompts[prompts["split"] == "sft"]["prompt"]
+    assert {tuple(ids) for ids in given} == set(map(tuple, encode_prompts(tokenizer, list(tuned))))
 
 
 def test_headline_facts_are_few_and_have_intervals(finished: Place) -> None:

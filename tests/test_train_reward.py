@@ -35,6 +35,7 @@ from rlhf_core.train_reward import (
     normalise,
     pair_scores,
     train_reward,
+    with_similar_prompts,
 )
 
 TOLERANCE = 1e-5
@@ -78,6 +79,7 @@ def training(**changes: Any) -> Reward:
         "epochs": 2,
         "batch_size": 2,
         "learning_rate": 1e-3,
+        "contrast_coef": 0.5,
         "checkpoint_every": 2,
     }
     return Reward(**(settings | changes))
@@ -176,7 +178,9 @@ def test_next_tokens_of_the_best_texts_by_hand(tmp_path: Path) -> None:
         batch = batch_of([prompt.prompt_ids], [prompt.response_ids[0]])
         with torch.no_grad():
             states = model.states(batch)[0, len(prompt.prompt_ids) - 1 : -1]
-            logprobs = lm.get_output_embeddings()(states).log_softmax(-1)
+            logits = lm.get_output_embeddings()(states)
+        logits[:, PAD] = -torch.inf  # never written, as in SFT
+        logprobs = logits.log_softmax(-1)
         for t, token in enumerate(prompt.response_ids[0]):
             total -= logprobs[t, token].item()
             num_tokens += 1
@@ -187,14 +191,43 @@ def test_next_tokens_of_the_best_texts_by_hand(tmp_path: Path) -> None:
             tmp_path / f"work-{coef}",
             prompts,
             output_layer=lm.get_output_embeddings(),
-            **(ONE_STEP | {"micro_batch_size": 3, "lm_coef": coef}),
+            **(ONE_STEP | {"contrast_coef": 0.0, "micro_batch_size": 3, "lm_coef": coef}),
         )
         losses += [value for _, name, value in metrics if name == "reward_model/loss"]
     assert losses[1] - losses[0] == pytest.approx(0.3 * total / num_tokens, abs=TOLERANCE)
+    with pytest.raises(ValueError, match="output layer"):
+        train(tiny_reward_model(tmp_path / "lm"), tmp_path / "w", prompts, lm_coef=0.1)
 
 
 def prompt_of(ids: list[int]) -> RatedPrompt:
     return RatedPrompt(ids, [[7, EOS], [3, EOS]], [1.0, -1.0], [9.0, -9.0], [(0, 1, 1.0, 18.0)])
+
+
+def test_the_most_similar_prompt_shares_most_but_not_all() -> None:
+    same = [2, 2, 3]  # the same tokens as the first: nothing tells the two apart
+    prompts = [prompt_of(ids) for ids in ([2, 3], same, [2, 3, 4, 5], [9], [4, 9, 11])]
+    similar = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts, 6)]
+    assert similar[:2] == [[2, 3, 4, 5]] * 2  # 2 of 4 shared
+    assert similar[2] in ([2, 3], same)
+    assert similar[3:] == [[4, 9, 11], [9]]  # 1 of 3 shared
+    short = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts, 5)]
+    assert short[:2] == [None, None]  # 4 tokens and a text of 2
+    assert with_similar_prompts(prompts[:1], 6)[0].similar_prompt_ids is None
+
+
+def test_the_best_text_under_the_similar_prompt_by_hand(tmp_path: Path) -> None:
+    model = tiny_reward_model(tmp_path / "lm")
+    prompts = [prompt_of([5, 6]), prompt_of([5, 8])]
+    rows = [([5, 6], [7, EOS]), ([5, 6], [3, EOS]), ([5, 8], [7, EOS]), ([5, 8], [3, EOS])]
+    a, b, c, d = reward_scores(model, [r[0] for r in rows], [r[1] for r in rows], pad_id=PAD)
+    options = ONE_STEP | {"center_coef": 0.0, "contrast_coef": 0.5, "micro_batch_size": 2}
+    metrics = train(model, tmp_path / "work", prompts, **options)
+    stats = {name.removeprefix("reward_model/"): value for _, name, value in metrics}
+    own = -torch.nn.functional.logsigmoid(torch.stack([a - b, c - d])).mean()
+    # The best text is [7, EOS] for both: under its own prompt against the other one.
+    contrast = -torch.nn.functional.logsigmoid(torch.stack([a - c, c - a])).mean()
+    assert stats["loss"] == pytest.approx((own + 0.5 * contrast).item(), abs=TOLERANCE)
+    assert stats["accuracy"] == ((a > b) + (c > d)).item() / 2
 
 
 def test_demonstrations_are_contrasted_with_those_of_the_most_similar_prompts() -> None:
@@ -211,6 +244,9 @@ def test_demonstrations_are_contrasted_with_those_of_the_most_similar_prompts() 
     assert {tuple(p.prompt_ids) for p in contrasting_pairs(
         [first, near], texts[:2], num_pairs=4, max_tokens=4, seed=0
     )} == {(2, 3)}  # fmt: skip
+    # What is a demonstration of both prompts is no fault in either.
+    both = [[5, EOS], [5, EOS]]
+    assert contrasting_pairs([first, near], both, num_pairs=4, max_tokens=9, seed=0) == []
     assert contrasting_pairs([first, same], texts[:2], num_pairs=4, max_tokens=9, seed=0) == []
     assert contrasting_pairs([], [], num_pairs=4, max_tokens=9, seed=0) == []
 
