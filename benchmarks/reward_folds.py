@@ -24,7 +24,7 @@ from tasks.ingest import ingest
 from tasks.lm_common import set_up_machine
 from tasks.pretrain import pretrain
 from tasks.rate import rate
-from tasks.reward import contrasted_demonstrations, output_layer, rated_prompts, reward
+from tasks.reward import contrasted_demonstrations, output_layer, rated_prompts
 from tasks.sample import sample
 from tasks.sft import sft
 from tasks.step import StepRun, open_store
@@ -79,7 +79,7 @@ def rated_by_people(
     rated = rate.fn(
         config, rankings=said["rankings"], candidates=said["candidates"], prompts=prompts
     ).tables
-    run = StepRun(reward, config, "", open_store(config), None)
+    run = StepRun("reward", "", config, open_store(config), None)
     assert tuned.model is not None
     model_dir = run.model_dir(tuned.model)
     model, tokenizer = load_causal_lm(model_dir)

@@ -26,7 +26,7 @@ from rlhf_core.tokens import encode_prompts
 from tasks import step as steps
 from tasks import store as store_module
 from tasks.reporting.lineage import load_run
-from tasks.reward import contrasted_demonstrations, reward
+from tasks.reward import contrasted_demonstrations
 from tasks.step import StepRun, open_store
 from tasks.store import ArtifactStore
 from tasks.tables import read_table
@@ -284,7 +284,7 @@ def test_pairs_of_demonstrations_come_from_the_split_sft(
 
     config = parse_config(finished.recipe())
     ingested = json.loads((finished.artifact("ingest") / "manifest.json").read_text())["result"]
-    run = StepRun(reward, config, "", open_store(config), None)
+    run = StepRun("reward", "", config, open_store(config), None)
     prompts = run.read(TableArtifact.model_validate(ingested["tables"]["prompts"]))
     _, tokenizer = load_causal_lm(finished.artifact("sft"))
     given: list[list[int]] = []
