@@ -17,14 +17,15 @@ from pathlib import Path
 from flows.command import find_recipe
 from rlhf_core.config import PipelineConfig
 from rlhf_core.models import RewardModel, context_tokens, load_causal_lm
+from rlhf_core.rated_prompts import RatedPrompt
 from rlhf_core.recipe import load_config
-from rlhf_core.train_reward import RatedPrompt, pair_scores, train_reward
+from rlhf_core.train_reward import pair_scores, train_reward
 from tasks.feedback import feedback
 from tasks.ingest import ingest
 from tasks.lm_common import set_up_machine
 from tasks.pretrain import pretrain
 from tasks.rate import rate
-from tasks.reward import contrasted_demonstrations, output_layer, rated_prompts
+from tasks.reward import contrasted_demonstrations, output_layer_of, rated_prompts
 from tasks.sample import sample
 from tasks.sft import sft
 from tasks.step import StepRun, open_store
@@ -122,7 +123,7 @@ def measure(
             seed=run.config.seed,
             work_dir=Path(folder),
             precision=machine.precision,
-            output_layer=output_layer(lm, machine) if settings.lm_coef > 0 else None,
+            output_layer=output_layer_of(lm, settings, machine),
         )
     model.eval()
     chosen, rejected = pair_scores(model, held_out, pad_id=pad_id, precision=machine.precision)

@@ -4,14 +4,14 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rlhf_core.config import Model
-from rlhf_core.tokens import Batch, Tokenizer, ensure_pad_token, position_ids
+from rlhf_core.tokens import Batch, Tokenizer, collate, ensure_pad_token, position_ids
 
 CausalLM = Any
 """A Hugging Face causal language model."""
@@ -91,11 +91,19 @@ def check_foldable(model: CausalLM, temperature: float) -> None:
     """
     if temperature == 1:
         return
-    config = model.config.get_text_config()
-    if any(getattr(config, name, None) for name in LOGIT_CAPS):
-        raise ValueError(f"{config.model_type} caps its logits, which no temperature survives")
+    if _caps_logits(model):
+        raise ValueError(f"{_family(model)} caps its logits, which no temperature survives")
     if not hasattr(model.get_output_embeddings(), "weight"):
-        raise ValueError(f"{config.model_type} has no output layer with a weight")
+        raise ValueError(f"{_family(model)} has no output layer with a weight")
+
+
+def _caps_logits(model: CausalLM) -> bool:
+    config = model.config.get_text_config()
+    return any(getattr(config, name, None) for name in LOGIT_CAPS)
+
+
+def _family(model: CausalLM) -> str:
+    return str(model.config.get_text_config().model_type)
 
 
 def fold_temperature(model: CausalLM, temperature: float) -> None:
@@ -156,6 +164,29 @@ def context_tokens(model: CausalLM) -> int:
 def response_logits(model: CausalLM, batch: Batch) -> Float[Tensor, "B R V"]:
     """Logits that predict each response token: those at positions P − 1 .. P + R − 2."""
     return _forward(model, batch, hidden=False)[0]
+
+
+def output_layer(model: CausalLM) -> nn.Module:
+    """What turns the last hidden states (..., D) into logits (..., V).
+
+    Raises:
+        ValueError: that layer alone does not give the logits: the family scales or caps them.
+    """
+    layer = model.get_output_embeddings()
+    batch = collate([[0, 1]], [[2, 3]], pad_id=-1, device=next(model.parameters()).device)
+    with torch.no_grad():
+        if (
+            layer is None
+            or _caps_logits(model)
+            or not torch.allclose(
+                layer(model.base_model(batch.input_ids).last_hidden_state[:, 1:-1]),
+                response_logits(model, batch),
+                rtol=1e-4,
+                atol=1e-4,
+            )
+        ):
+            raise ValueError(f"the output layer of {_family(model)} alone does not give its logits")
+    return cast(nn.Module, layer)
 
 
 def _forward(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import PipelineConfig, Reward
 from rlhf_core.errors import InputError
 from rlhf_core.records import ModelArtifact, StepResult, TableArtifact
 from tasks.lm_common import Machine, fitting, set_up_machine
@@ -14,7 +14,7 @@ from tasks.tables import digest_id
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rlhf_core.train_reward import RatedPrompt
+    from rlhf_core.rated_prompts import RatedPrompt
 
 SPLITS = ("reward", "reward_heldout")
 METRIC_VERSION = 1
@@ -67,7 +67,7 @@ def reward(
             seed=config.seed,
             work_dir=run.work_dir,
             precision=machine.precision,
-            output_layer=output_layer(lm, machine) if settings.lm_coef > 0 else None,
+            output_layer=output_layer_of(lm, settings, machine),
             log_every=config.runtime.log_every,
             progress=progress,
         )
@@ -103,30 +103,20 @@ def _seed_head(reward_model: Any, seed: int) -> None:
     reward_model.reset_head()
 
 
-def output_layer(lm: Any, machine: Machine) -> Any:
-    """The language model's output layer, which stays as it is.
+def output_layer_of(lm: Any, settings: Reward, machine: Machine) -> Any:
+    """The language model's output layer, which stays as it is; None where nothing reads it.
 
     Raises:
-        InputError: it alone does not give the model's logits: the family scales or caps them.
+        InputError: it alone does not give the model's logits.
     """
-    import torch
+    if settings.lm_coef == 0:
+        return None
+    from rlhf_core.models import output_layer
 
-    from rlhf_core.models import response_logits
-    from rlhf_core.tokens import collate
-
-    layer, device = lm.get_output_embeddings(), torch.device("cpu")
-    batch = collate([[0, 1]], [[2, 3]], pad_id=-1, device=device)
-    with torch.no_grad():
-        if layer is None or not torch.allclose(
-            layer(lm.base_model(batch.input_ids).last_hidden_state[:, 1:-1]),
-            response_logits(lm, batch),
-            atol=1e-4,
-        ):
-            raise InputError(
-                f"reward.lm_coef must be 0 with a {lm.config.model_type} model: its output layer "
-                "alone does not give its logits"
-            )
-    return layer.requires_grad_(False).to(machine.device)
+    try:
+        return output_layer(lm).requires_grad_(False).to(machine.device)
+    except ValueError as error:
+        raise InputError(f"reward.lm_coef must be 0 with this model: {error}") from None
 
 
 def rated_prompts(
@@ -139,8 +129,8 @@ def rated_prompts(
     limit: int,
 ) -> "dict[str, list[RatedPrompt]]":
     """Split -> prompts with their rated texts as tokens; pairs in the order of the table."""
+    from rlhf_core.rated_prompts import RatedPrompt
     from rlhf_core.tokens import encode_prompts, encode_responses
-    from rlhf_core.train_reward import RatedPrompt
 
     rated = ratings.merge(candidates.drop(columns="prompt_id"), on="candidate_id")
     rated = rated.merge(prompts[["prompt_id", "prompt", "split"]], on="prompt_id")
@@ -207,8 +197,8 @@ def contrasted_demonstrations(
     settings = run.config.reward
     if settings.loss != "pairwise" or settings.contrast_demonstrations == 0:
         return []
+    from rlhf_core.rated_prompts import contrasting_pairs
     from rlhf_core.tokens import encode_prompts, encode_responses
-    from rlhf_core.train_reward import contrasting_pairs
 
     frame = run.read(demonstrations)
     frame = frame[frame["split"] == "sft"].merge(prompts[["prompt_id", "prompt"]], on="prompt_id")

@@ -10,7 +10,13 @@ from tiny import EOS, PAD, PROMPTS, RESPONSES, VOCAB, batch_of
 
 from rlhf_core.generation import sample
 from rlhf_core.logprobs import prepare_logits, token_logprobs
-from rlhf_core.models import PolicyWithValue, RewardModel, load_causal_lm, response_logits
+from rlhf_core.models import (
+    PolicyWithValue,
+    RewardModel,
+    load_causal_lm,
+    output_layer,
+    response_logits,
+)
 
 TOLERANCE = 5e-5
 """fp32, logits of up to about 10, batches of other shapes."""
@@ -127,6 +133,28 @@ def test_scores_are_those_of_the_text_alone(name: str, score_at: str, tmp_path: 
             expected = outputs[-1] if score_at == "last" else outputs.mean()
             torch.testing.assert_close(scores[row], expected, atol=2 * TOLERANCE, rtol=1e-5)
     assert scores.std() > 0.01
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_output_layer_alone_gives_the_logits_or_is_refused(name: str) -> None:
+    lm = family(name)
+    if name == "gemma2":
+        with pytest.raises(ValueError, match="gemma2 alone does not give its logits"):
+            output_layer(lm)
+        return
+    with torch.no_grad():
+        states = lm.base_model(input_ids=alone(PROMPTS[2], RESPONSES[1])).last_hidden_state
+        logits = lm(input_ids=alone(PROMPTS[2], RESPONSES[1])).logits
+        torch.testing.assert_close(output_layer(lm)(states), logits, atol=TOLERANCE, rtol=0)
+
+
+def test_an_output_layer_whose_logits_are_scaled_is_refused() -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    torch.manual_seed(0)
+    lm = CohereForCausalLM(CohereConfig(**GATED, logit_scale=0.5)).eval()
+    with pytest.raises(ValueError, match="cohere alone does not give its logits"):
+        output_layer(lm)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -277,7 +277,7 @@ def test_a_run_ends_with_a_report_and_models_that_transformers_loads(finished: P
 def test_pairs_of_demonstrations_come_from_the_split_sft(
     finished: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlhf_core import train_reward
+    from rlhf_core import rated_prompts
 
     manifest = json.loads((finished.artifact("reward") / "manifest.json").read_text())
     assert manifest["result"]["facts"]["contrast_pairs"] == 12
@@ -293,7 +293,7 @@ def test_pairs_of_demonstrations_come_from_the_split_sft(
         given.extend(prompt_ids)
         return []
 
-    monkeypatch.setattr(train_reward, "contrasting_pairs", watch)
+    monkeypatch.setattr(rated_prompts, "contrasting_pairs", watch)
     demonstrations = TableArtifact.model_validate(ingested["tables"]["demonstrations"])
     contrasted_demonstrations(run, tokenizer, prompts, demonstrations, 200)
     tuned = prompts[prompts["split"] == "sft"]["prompt"]
