@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e test proofs mutants check bench help clean
+.PHONY: setup demo e2e test proofs mutants check bench ablation help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -41,9 +41,12 @@ check: $(READY) ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## what the README claims: the demo on seeds 3 to 5, the reward model on 5 folds
-	$(BIN)/python benchmarks/demo_seeds.py
-	$(BIN)/python benchmarks/reward_folds.py
+bench: $(READY) ## what the README claims: the demo on six seeds, the reward model on 5 folds
+	$(BIN)/python -m benchmarks.demo_seeds
+	$(BIN)/python -m benchmarks.reward_folds
+
+ablation: $(READY) ## pairs or ratings? every loss of the reward model on the E2E rankings
+	$(BIN)/python -m benchmarks.reward_ablation
 
 clean: ## remove .venv and what tools have left; artifacts and runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
