@@ -56,8 +56,6 @@ class E2eRankings:
         """Train on the other folds, with the number of the fold as the seed; judge this one."""
         held_out = list(range(fold, len(self.prompts), NUM_FOLDS))
         trained = [p for i, p in enumerate(self.prompts) if i % NUM_FOLDS != fold]
-        if settings.contrast_demonstrations:
-            trained += self.demonstrations
         model = RewardModel.from_causal_lm(self.model_dir, score_at=settings.score_at)
         machine = set_up_machine(self.run, model)
         seed_everything(fold)
@@ -67,6 +65,7 @@ class E2eRankings:
             train_reward(
                 model,
                 trained,
+                added=self.demonstrations if settings.contrast_demonstrations else [],
                 settings=settings,
                 pad_id=tokenizer.pad_token_id,
                 seed=fold,

@@ -331,12 +331,14 @@ class Reward(SupervisedSettings):
     contrast_coef: NonNegativeFloat = Field(
         0.0,
         description="pairwise: weight of further pairs, each prompt's best text against the same "
-        "text under the most similar other prompt; they teach to read the prompt.",
+        "text under a neighbouring prompt, one that is alike or that says more or less; they teach "
+        "to read the prompt.",
     )
     contrast_demonstrations: NonNegativeInt = Field(
         0,
-        description="pairwise: so many pairs of demonstrations are added, a prompt's own against "
-        "one of a very similar other prompt. They cost no labels and teach to read the prompt.",
+        description="pairwise: so many pairs of demonstrations are added to each epoch, other ones "
+        "every time, a prompt's own against one of a neighbouring prompt. They cost no labels and "
+        "teach to read the prompt.",
     )
     lm_coef: NonNegativeFloat = Field(
         0.0,

@@ -1,7 +1,8 @@
 """Rated texts of one prompt, and pairs that need no ranking: a text must fit its prompt."""
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,31 +29,37 @@ class RatedPrompt:
         return max(range(len(self.elo)), key=self.elo.__getitem__)
 
 
-SIMILAR_AMONG = 4096
-"""Prompts among which similar ones are looked for: the search is quadratic."""
+NEIGHBOURS_AMONG = 4096
+"""Prompts among which neighbours are looked for: the search is quadratic."""
 
-NUM_SIMILAR = 4
-"""So many of the most similar prompts take turns."""
+NUM_NEIGHBOURS = 4
+"""So many of the nearest prompts of a kind take turns."""
 
 
 def with_similar_prompts(prompts: Sequence[RatedPrompt], max_tokens: int) -> list[RatedPrompt]:
-    """Each prompt with the most similar other one, under which its best text must score lower.
+    """Each prompt with a neighbour, under which its best text must score lower.
 
-    None where the best text does not fit behind that one into `max_tokens`.
+    The kinds of neighbours take turns: one like it, one that says a part of it, one of which it
+    says a part. None where there is none, or the best text does not fit into `max_tokens` there.
 
     A text that is right for one of them is wrong for the other in what they do not share. People
     rank texts of one prompt, which are all about it, so a model can learn their rankings without
     ever reading the prompt; it cannot learn this.
 
     Source: contrast instructions, Shen et al. 2024 (The Trickle-down Impact of Reward
-    Inconsistency), there to measure; similarity is Jaccard's index of the token sets.
+    Inconsistency), there to measure.
     """
     result = []
-    for start in range(0, len(prompts), SIMILAR_AMONG):
-        block = prompts[start : start + SIMILAR_AMONG]
-        similar = _most_similar([prompt.prompt_ids for prompt in block])
-        for prompt, others in zip(block, similar, strict=True):
-            ids = block[others[0]].prompt_ids if others else None
+    for start in range(0, len(prompts), NEIGHBOURS_AMONG):
+        block = prompts[start : start + NEIGHBOURS_AMONG]
+        alike, parts = neighbours([prompt.prompt_ids for prompt in block])
+        wholes: list[list[int]] = [[] for _ in block]
+        for whole, near in enumerate(parts):
+            for part in near:
+                wholes[part].append(whole)
+        for turn, prompt in enumerate(block):
+            kinds = [near[turn] for near in (alike, parts, wholes) if near[turn]]
+            ids = block[kinds[turn % len(kinds)][0]].prompt_ids if kinds else None
             if ids and len(ids) + len(prompt.response_ids[prompt.best]) > max_tokens:
                 ids = None
             result.append(replace(prompt, similar_prompt_ids=ids))
@@ -67,15 +74,17 @@ def contrasting_pairs(
     max_tokens: int,
     seed: int,
 ) -> list[RatedPrompt]:
-    """Demonstrations as pairs: a prompt's own is better than one of a very similar other prompt.
+    """Demonstrations as pairs: a prompt's own is better than one of a neighbouring prompt.
 
-    What the two prompts do not share is wrong in the other's text, or missing there; and a text is
-    about as often the better as the worse one, so its style says little.
+    Half of them of prompts that are alike, where the other's text says something wrong; half of
+    prompts of which one says a part of the other, where it leaves something out or adds it. Every
+    two demonstrations make two pairs, one under each prompt, so a text is as often the better as
+    the worse one, and neither its style nor its length says anything.
 
     Args:
         prompt_ids: of each demonstration.
         response_ids: the demonstrations.
-        num_pairs: so many, fewer where no two prompts differ or nothing fits.
+        num_pairs: so many, fewer where no two prompts are neighbours or nothing fits.
         max_tokens: longest prompt and response together.
         seed: which prompts and demonstrations are taken.
     """
@@ -83,36 +92,57 @@ def contrasting_pairs(
     by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
     for prompt, response in zip(prompt_ids, response_ids, strict=True):
         by_prompt.setdefault(tuple(prompt), []).append(response)
-    prompts = rng.sample(list(by_prompt), min(SIMILAR_AMONG, len(by_prompt)))
-    neighbours = list(zip(prompts, _most_similar(prompts), strict=True))
+    prompts = rng.sample(list(by_prompt), min(NEIGHBOURS_AMONG, len(by_prompt)))
+
+    def endless(near: list[list[int]]) -> Iterator[list[RatedPrompt]]:
+        made = True
+        while made:
+            made = False
+            for prompt, others in zip(prompts, near, strict=True):
+                if not others:
+                    continue
+                other = prompts[rng.choice(others)]
+                text, other_text = rng.choice(by_prompt[prompt]), rng.choice(by_prompt[other])
+                longest = max(len(prompt), len(other)) + max(len(text), len(other_text))
+                right_for_both = other_text in by_prompt[prompt] or text in by_prompt[other]
+                if longest <= max_tokens and not right_for_both:
+                    made = True
+                    yield [_pair(prompt, text, other_text), _pair(other, other_text, text)]
+
+    sources = [endless(near) for near in neighbours(prompts)]
     pairs: list[RatedPrompt] = []
-    before = -1
-    while before < len(pairs) < num_pairs:
-        before = len(pairs)
-        for prompt, similar in neighbours:
-            if not similar or len(pairs) == num_pairs:
-                continue
-            texts = [rng.choice(by_prompt[p]) for p in (prompt, prompts[rng.choice(similar)])]
-            if texts[1] in by_prompt[prompt]:
-                continue
-            if len(prompt) + max(map(len, texts)) <= max_tokens:
-                pairs.append(
-                    RatedPrompt(list(prompt), texts, [0.0, 0.0], [0.0, 0.0], [(0, 1, 1.0, 0.0)])
-                )
-    return pairs
+    while sources and len(pairs) < num_pairs:
+        source = sources.pop(0)
+        if two := next(source, None):
+            pairs += two
+            sources.append(source)
+    return pairs[:num_pairs]
 
 
-def _most_similar(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Of each prompt those that share most of its tokens, but not all; none that shares nothing."""
-    tokens = sorted({token for prompt in prompts for token in prompt})
+def _pair(prompt: Sequence[int], better: list[int], worse: list[int]) -> RatedPrompt:
+    return RatedPrompt(list(prompt), [better, worse], [0.0, 0.0], [0.0, 0.0], [(0, 1, 1.0, 0.0)])
+
+
+def neighbours(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Of each prompt, as a bag of tokens, those most alike (Jaccard's index), and the largest ones
+    that are a part of it; nearest first. None is the same bag or shares nothing."""
+    bags = [Counter(prompt) for prompt in prompts]
+    tokens = sorted({(token, i) for bag in bags for token, n in bag.items() for i in range(n)})
     column = {token: index for index, token in enumerate(tokens)}
     has = torch.zeros(len(prompts), len(tokens))
-    for row, prompt in enumerate(prompts):
-        has[row, [column[token] for token in prompt]] = 1.0
-    shared = has @ has.T
-    either = has.sum(1, keepdim=True) + has.sum(1) - shared
-    similarity = (shared / either).masked_fill(shared == either, 0.0)
-    values, indices = similarity.topk(min(NUM_SIMILAR, len(prompts)), dim=1)
+    for row, bag in enumerate(bags):
+        has[row, [column[token, i] for token, n in bag.items() for i in range(n)]] = 1.0
+    shared, size = has @ has.T, has.sum(1)
+    either = size + size.unsqueeze(1) - shared
+    other = (shared > 0) & (shared < either)
+    return (
+        _nearest(torch.where(other, shared / either, 0.0)),
+        _nearest(torch.where(other & (shared == size), shared, 0.0)),
+    )
+
+
+def _nearest(nearness: torch.Tensor) -> list[list[int]]:
+    values, indices = nearness.topk(min(NUM_NEIGHBOURS, len(nearness)), dim=1)
     return [
         [index for value, index in zip(*row, strict=True) if value > 0]
         for row in zip(values.tolist(), indices.tolist(), strict=True)

@@ -38,6 +38,7 @@ def train_reward(
     model: RewardModel,
     prompts: Sequence[RatedPrompt],
     *,
+    added: Sequence[RatedPrompt] = (),
     settings: Reward,
     pad_id: int,
     seed: int,
@@ -51,7 +52,8 @@ def train_reward(
 
     Args:
         model: on its device.
-        prompts: with their rated texts.
+        prompts: with their rated texts; seen once in every epoch.
+        added: more of the same, divided among the epochs: each is seen once at most.
         settings: the configuration's section `reward`.
         pad_id: fills batches, masked everywhere.
         seed: order of the prompts.
@@ -72,7 +74,7 @@ def train_reward(
     """
     if settings.lm_coef > 0 and output_layer is None:
         raise ValueError("lm_coef needs the output layer of the trunk's language model")
-    steps_per_epoch = math.ceil(len(prompts) / settings.batch_size)
+    steps_per_epoch = num_steps(len(prompts), len(added), settings) // settings.epochs
     training = SupervisedTraining(
         model,
         settings,
@@ -82,8 +84,10 @@ def train_reward(
         log_every=log_every,
         progress=progress,
     )
+    shown = [*prompts, *added]
     if settings.loss == "pairwise" and settings.contrast_coef > 0:
-        prompts = with_similar_prompts(prompts, context_tokens(model.classifier))
+        shown = with_similar_prompts(shown, context_tokens(model.classifier))
+    per_epoch = len(added) // settings.epochs
     loss_of = partial(
         _backward,
         model,
@@ -94,14 +98,21 @@ def train_reward(
     )
     while training.step < training.total_steps:
         epoch, first = divmod(training.step, steps_per_epoch)
-        order = list(range(len(prompts)))
+        first_added = len(prompts) + epoch * per_epoch
+        order = [*range(len(prompts)), *range(first_added, first_added + per_epoch)]
         random.Random(seed + epoch).shuffle(order)
         for index in range(first, steps_per_epoch):
             start = index * settings.batch_size
-            batch = [prompts[i] for i in order[start : start + settings.batch_size]]
+            batch = [shown[i] for i in order[start : start + settings.batch_size]]
             training.descend(loss_of(batch))
             training.save_when_due()
     return training.finish()
+
+
+def num_steps(num_prompts: int, num_added: int, settings: Reward) -> int:
+    """Optimizer steps of `train_reward`."""
+    per_epoch = num_prompts + num_added // settings.epochs
+    return math.ceil(per_epoch / settings.batch_size) * settings.epochs
 
 
 def _backward(

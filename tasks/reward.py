@@ -21,7 +21,7 @@ METRIC_VERSION = 1
 """Version of how the numbers in `evaluation` are computed."""
 
 
-@step(version=3, sections=("reward", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=4, sections=("reward", "seed", "precision", "ingest.max_rejected_share"))
 def reward(
     run: StepRun,
     *,
@@ -35,7 +35,7 @@ def reward(
 ) -> None:
     """Train on the split `reward`, normalise on `sampled`, measure on both splits."""
     from rlhf_core.models import RewardModel, context_tokens, load_causal_lm
-    from rlhf_core.train_reward import normalise, train_reward
+    from rlhf_core.train_reward import normalise, num_steps, train_reward
 
     config, settings = run.config, run.config.reward
     lm, tokenizer = load_causal_lm(run.model_dir(model))
@@ -54,14 +54,13 @@ def reward(
         raise InputError(
             "reward: no rated prompt is in the split reward; see the splits of the rankings' source"
         )
-    shown = rated["reward"] + contrasted_demonstrations(
-        run, tokenizer, run.read(prompts), demonstrations, limit
-    )
-    steps = -(-len(shown) // settings.batch_size) * settings.epochs
+    added = contrasted_demonstrations(run, tokenizer, run.read(prompts), demonstrations, limit)
+    steps = num_steps(len(rated["reward"]), len(added), settings)
     with run.progress("training the reward model", steps, "steps") as progress:
         metrics = train_reward(
             reward_model,
-            shown,
+            rated["reward"],
+            added=added,
             settings=settings,
             pad_id=tokenizer.pad_token_id,
             seed=config.seed,
@@ -193,7 +192,7 @@ def contrasted_demonstrations(
     demonstrations: TableArtifact,
     limit: int,
 ) -> "list[RatedPrompt]":
-    """`reward.contrast_demonstrations` pairs of the split `sft`, or as many as can be made."""
+    """Pairs of the split `sft`, `reward.contrast_demonstrations` for each epoch where possible."""
     settings = run.config.reward
     if settings.loss != "pairwise" or settings.contrast_demonstrations == 0:
         return []
@@ -202,7 +201,7 @@ def contrasted_demonstrations(
 
     frame = run.read(demonstrations)
     frame = frame[frame["split"] == "sft"].merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
-    wanted = settings.contrast_demonstrations
+    wanted = settings.contrast_demonstrations * settings.epochs
     pairs = contrasting_pairs(
         encode_prompts(tokenizer, list(frame["prompt"])),
         encode_responses(tokenizer, list(frame["response"])),

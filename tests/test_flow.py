@@ -66,10 +66,10 @@ TINY: dict[str, Any] = {
         "max_new_tokens": 24,
     },
     "reward": {
-        "epochs": 1,
+        "epochs": 2,
         "batch_size": 8,
         "contrast_coef": 0.1,
-        "contrast_demonstrations": 12,
+        "contrast_demonstrations": 6,
         "pair_label": "votes",
         "lm_coef": 0.1,
         "bootstrap_samples": 100,

@@ -1,42 +1,79 @@
-"""Which prompts are similar, and the pairs that are made of them."""
+"""Which prompts are neighbours, and the pairs that are made of them."""
 
 from tiny import EOS
 
-from rlhf_core.rated_prompts import RatedPrompt, contrasting_pairs, with_similar_prompts
+from rlhf_core.rated_prompts import (
+    RatedPrompt,
+    contrasting_pairs,
+    neighbours,
+    with_similar_prompts,
+)
+
+FIRST, SAME, TWICE, WHOLE, OTHER, MORE = [2, 3], [3, 2], [2, 3, 2], [5, 4, 3, 2], [9], [4, 9, 11]
+
+PARTS = [(0, 2), (1, 2), (0, 3), (1, 3), (4, 5)]
+"""Which of them says a part of which."""
 
 
 def prompt_of(ids: list[int]) -> RatedPrompt:
     return RatedPrompt(ids, [[7, EOS], [3, EOS]], [1.0, -1.0], [9.0, -9.0], [(0, 1, 1.0, 18.0)])
 
 
-def test_the_most_similar_prompt_shares_most_but_not_all() -> None:
-    same = [2, 2, 3]  # the same tokens as the first: nothing tells the two apart
-    prompts = [prompt_of(ids) for ids in ([2, 3], same, [2, 3, 4, 5], [9], [4, 9, 11])]
+def test_neighbours_by_hand() -> None:
+    alike, parts = neighbours([FIRST, SAME, TWICE, WHOLE, OTHER, MORE])
+    # Of the same bag of tokens is no neighbour: nothing tells the two apart.
+    assert alike[:2] == [[2, 3]] * 2  # 2 of 3 shared, 2 of 4
+    assert sorted(alike[2][:2]) == [0, 1]
+    assert alike[2][2:] == [3]  # 2 of 5
+    assert sorted(alike[3][:2]) == [0, 1]
+    assert alike[3][2:] == [2, 5]  # 2 of 5, 1 of 6
+    assert alike[4:] == [[5], [4, 3]]  # 1 of 3; 1 of 3 and 1 of 6
+    assert parts[:2] == [[], []]
+    assert [sorted(near) for near in parts[2:]] == [[0, 1], [0, 1], [], [4]]
+    assert neighbours([]) == ([], [])
+
+
+def test_the_kinds_of_similar_prompts_take_turns() -> None:
+    prompts = [prompt_of(ids) for ids in (FIRST, SAME, WHOLE, TWICE)]
     similar = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts, 6)]
-    assert similar[:2] == [[2, 3, 4, 5]] * 2  # 2 of 4 shared
-    assert similar[2] in ([2, 3], same)
-    assert similar[3:] == [[4, 9, 11], [9]]  # 1 of 3 shared
+    assert similar[0] == TWICE  # alike
+    assert similar[1] == WHOLE  # says all of it; there is no part of it
+    assert similar[2] in (FIRST, SAME)  # alike, a part, a whole: there are two kinds
+    assert similar[3] in (FIRST, SAME)
     short = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts, 5)]
-    assert short[:2] == [None, None]  # 4 tokens and a text of 2
+    assert short[:2] == [TWICE, None]  # 4 tokens and a text of 2
     assert with_similar_prompts(prompts[:1], 6)[0].similar_prompt_ids is None
 
 
-def test_demonstrations_are_contrasted_with_those_of_the_most_similar_prompts() -> None:
-    first, same, near, far = [2, 3], [3, 2, 2], [2, 3, 4], [9, 10]
-    texts = [[5, EOS], [6, EOS], [7, EOS], [8, EOS]]
-    pairs = contrasting_pairs([first, same, near, far], texts, num_pairs=60, max_tokens=9, seed=0)
-    assert len(pairs) == 60
+def test_demonstrations_are_contrasted_with_those_of_neighbours_and_back() -> None:
+    texts = [[5, EOS], [6, EOS], [7, EOS], [8, EOS], [10, EOS], [11, EOS]]
+    prompts = [FIRST, SAME, TWICE, WHOLE, OTHER, MORE]
+    pairs = contrasting_pairs(prompts, texts, num_pairs=600, max_tokens=9, seed=0)
+    assert len(pairs) == 600
     seen = {(tuple(p.prompt_ids), tuple(map(tuple, p.response_ids))) for p in pairs}
-    # `same` has the tokens of `first`, so nothing tells them apart; `far` shares nothing.
-    expected = [(first, 0, 2), (same, 1, 2), (near, 2, 0), (near, 2, 1)]
-    assert seen == {(tuple(p), (tuple(texts[a]), tuple(texts[b]))) for p, a, b in expected}
+    neighbouring = [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (3, 5), (4, 5)]
+    both_ways = neighbouring + [(b, a) for a, b in neighbouring]
+    assert seen == {(tuple(prompts[a]), (tuple(texts[a]), tuple(texts[b]))) for a, b in both_ways}
     assert all(p.pairs == [(0, 1, 1.0, 0.0)] for p in pairs)
-    # What does not fit is left out, and where nothing can be made the search ends.
-    assert {tuple(p.prompt_ids) for p in contrasting_pairs(
-        [first, near], texts[:2], num_pairs=4, max_tokens=4, seed=0
-    )} == {(2, 3)}  # fmt: skip
-    # What is a demonstration of both prompts is no fault in either.
-    both = [[5, EOS], [5, EOS]]
-    assert contrasting_pairs([first, near], both, num_pairs=4, max_tokens=9, seed=0) == []
-    assert contrasting_pairs([first, same], texts[:2], num_pairs=4, max_tokens=9, seed=0) == []
-    assert contrasting_pairs([], [], num_pairs=4, max_tokens=9, seed=0) == []
+    for text in texts:  # as often the better as the worse one
+        better, worse = (sum(p.response_ids[i] == text for p in pairs) for i in (0, 1))
+        assert better == worse > 0
+    # Half of them are made of a prompt and a part of it.
+    of_parts = {frozenset(map(tuple, [prompts[a], prompts[b]])) for a, b in PARTS}
+    two = [frozenset(tuple(p.prompt_ids) for p in pairs[i : i + 2]) for i in range(0, 600, 2)]
+    assert all(names in of_parts for names in two[1::2])
+    assert any(names not in of_parts for names in two[0::2])
+
+
+def test_pairs_that_cannot_be_made_are_left_out_and_the_search_ends() -> None:
+    texts = [[5, EOS], [6, EOS]]
+
+    def made(prompts: list[list[int]], texts: list[list[int]], max_tokens: int = 9) -> int:
+        return len(contrasting_pairs(prompts, texts, num_pairs=4, max_tokens=max_tokens, seed=0))
+
+    assert made([FIRST, WHOLE], texts, 6) == 4
+    assert made([FIRST, WHOLE], texts, 5) == 0  # 4 tokens and a text of 2
+    assert made([FIRST, SAME], texts) == 0
+    assert made([FIRST, OTHER], texts) == 0
+    assert made([FIRST, WHOLE], [[5, EOS], [5, EOS]]) == 0  # no fault under either
+    assert made([], []) == 0

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from rlhf_core.config import Reward
 from rlhf_core.models import RewardModel
 from rlhf_core.rated_prompts import RatedPrompt
 from rlhf_core.scoring import reward_scores
-from rlhf_core.train_reward import normalise, pair_scores, train_reward
+from rlhf_core.train_reward import normalise, num_steps, pair_scores, train_reward
 
 TOLERANCE = 1e-5
 MOMENT_TOLERANCE = 1e-5
@@ -87,11 +88,13 @@ def train(
     progress: Any = None,
     log_every: int = 1,
     output_layer: Any = None,
+    added: Sequence[RatedPrompt] = (),
     **changes: Any,
 ) -> Any:
     return train_reward(
         model,
         prompts,
+        added=added,
         settings=training(**changes),
         pad_id=PAD,
         seed=0,
@@ -210,6 +213,26 @@ def test_the_best_text_under_the_similar_prompt_by_hand(tmp_path: Path) -> None:
     contrast = -torch.nn.functional.logsigmoid(torch.stack([a - c, c - a])).mean()
     assert stats["loss"] == pytest.approx((own + 0.5 * contrast).item(), abs=TOLERANCE)
     assert stats["accuracy"] == ((a > b) + (c > d)).item() / 2
+
+
+def test_every_epoch_has_added_pairs_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_reward_model(tmp_path / "lm")
+    read: list[int] = []
+    states = RewardModel.states
+
+    def watch(self: RewardModel, batch: Any) -> Any:
+        read.extend(batch.prompt_ids[:, -1].tolist())
+        return states(self, batch)
+
+    monkeypatch.setattr(RewardModel, "states", watch)
+    prompts = [prompt_of([token]) for token in (2, 3)]
+    added = [prompt_of([token]) for token in (4, 5, 6, 8, 9)]
+    train(model, tmp_path / "work", prompts, added=added, epochs=2, batch_size=2, contrast_coef=0.0)
+    epochs = [sorted(read[:8:2]), sorted(read[8::2])]  # both texts of each of four prompts
+    assert epochs == [[2, 3, 4, 5], [2, 3, 6, 8]]  # the fifth would make the epochs unequal
+    assert num_steps(2, 5, training(epochs=2, batch_size=2)) == 4
 
 
 @pytest.mark.parametrize("score_at", ["last", "token"])
