@@ -42,7 +42,6 @@ def main() -> None:
                 update={
                     "loss": loss,
                     "score_at": position,
-                    "contrast_coef": 0.0,
                     "contrast_demonstrations": 0,
                 }
             )

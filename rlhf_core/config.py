@@ -328,12 +328,6 @@ class Reward(SupervisedSettings):
         description="pairwise: weight of the squared mean score of a prompt's texts, which makes "
         "scores of different prompts comparable.",
     )
-    contrast_coef: NonNegativeFloat = Field(
-        0.0,
-        description="pairwise: weight of further pairs, each prompt's best text against the same "
-        "text under a neighbouring prompt, one that is alike or that says more or less; they teach "
-        "to read the prompt.",
-    )
     contrast_demonstrations: NonNegativeInt = Field(
         0,
         description="pairwise: so many pairs of demonstrations are added to each epoch, other ones "

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -20,8 +20,6 @@ class RatedPrompt:
     """Rating of each text, Elo points, mean 0."""
     pairs: list[tuple[int, int, float, float]]
     """(chosen, rejected, weight, Elo margin), indices into `response_ids`."""
-    similar_prompt_ids: list[int] | None = None
-    """Another prompt, under which the best text must score lower; None: no such pair."""
 
     @property
     def best(self) -> int:
@@ -34,36 +32,6 @@ NEIGHBOURS_AMONG = 4096
 
 NUM_NEIGHBOURS = 4
 """So many of the nearest prompts of a kind take turns."""
-
-
-def with_similar_prompts(prompts: Sequence[RatedPrompt], max_tokens: int) -> list[RatedPrompt]:
-    """Each prompt with a neighbour, under which its best text must score lower.
-
-    The kinds of neighbours take turns: one like it, one that says a part of it, one of which it
-    says a part. None where there is none, or the best text does not fit into `max_tokens` there.
-
-    A text that is right for one of them is wrong for the other in what they do not share. People
-    rank texts of one prompt, which are all about it, so a model can learn their rankings without
-    ever reading the prompt; it cannot learn this.
-
-    Source: contrast instructions, Shen et al. 2024 (The Trickle-down Impact of Reward
-    Inconsistency), there to measure.
-    """
-    result = []
-    for start in range(0, len(prompts), NEIGHBOURS_AMONG):
-        block = prompts[start : start + NEIGHBOURS_AMONG]
-        alike, parts = neighbours([prompt.prompt_ids for prompt in block])
-        wholes: list[list[int]] = [[] for _ in block]
-        for whole, near in enumerate(parts):
-            for part in near:
-                wholes[part].append(whole)
-        for turn, prompt in enumerate(block):
-            kinds = [near[turn] for near in (alike, parts, wholes) if near[turn]]
-            ids = block[kinds[turn % len(kinds)][0]].prompt_ids if kinds else None
-            if ids and len(ids) + len(prompt.response_ids[prompt.best]) > max_tokens:
-                ids = None
-            result.append(replace(prompt, similar_prompt_ids=ids))
-    return result
 
 
 def contrasting_pairs(
@@ -79,7 +47,12 @@ def contrasting_pairs(
     Half of them of prompts that are alike, where the other's text says something wrong; half of
     prompts of which one says a part of the other, where it leaves something out or adds it. Every
     two demonstrations make two pairs, one under each prompt, so a text is as often the better as
-    the worse one, and neither its style nor its length says anything.
+    the worse one, and neither its style nor its length says anything. People rank texts of one
+    prompt, which are all about it, so a model can learn their rankings without ever reading the
+    prompt; it cannot learn these.
+
+    Source: contrast instructions, Shen et al. 2024 (The Trickle-down Impact of Reward
+    Inconsistency), there to measure.
 
     Args:
         prompt_ids: of each demonstration.

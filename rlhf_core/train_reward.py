@@ -24,8 +24,8 @@ from rlhf_core.losses import (
     pointwise_cross_entropy_loss,
     pointwise_mse_loss,
 )
-from rlhf_core.models import RewardModel, context_tokens
-from rlhf_core.rated_prompts import RatedPrompt, with_similar_prompts
+from rlhf_core.models import RewardModel
+from rlhf_core.rated_prompts import RatedPrompt
 from rlhf_core.runtime import Metrics, Precision, Progress, autocast
 from rlhf_core.scoring import batches, reward_scores
 from rlhf_core.supervised import SupervisedTraining
@@ -85,8 +85,6 @@ def train_reward(
         progress=progress,
     )
     shown = [*prompts, *added]
-    if settings.loss == "pairwise" and settings.contrast_coef > 0:
-        shown = with_similar_prompts(shown, context_tokens(model.classifier))
     per_epoch = len(added) // settings.epochs
     loss_of = partial(
         _backward,
@@ -133,26 +131,17 @@ def _backward(
     for group in _micro_batches(batch, settings.micro_batch_size):
         share = sum(_loss_weight(prompt, settings) for prompt in group) / total
         texts = [(prompt.prompt_ids, ids) for prompt in group for ids in prompt.response_ids]
-        contrasted = [i for i, prompt in enumerate(group) if prompt.similar_prompt_ids]
         num_texts = [len(prompt.response_ids) for prompt in group]
         best = [
             first + prompt.best
             for prompt, first in zip(group, accumulate(num_texts, initial=0), strict=False)
         ]
-        elsewhere = [(group[i].similar_prompt_ids or [], texts[best[i]][1]) for i in contrasted]
-        token_scores, mask, lm_loss_sum = _read(
-            model, [*texts, *elsewhere], best, pad_id, precision, output_layer
-        )
+        token_scores, mask, lm_loss_sum = _read(model, texts, best, pad_id, precision, output_layer)
         scores = model.reduce(token_scores, mask)
-        scores, scores_elsewhere = scores[: len(texts)], scores[len(texts) :]
-        token_scores, mask = token_scores[: len(texts)], mask[: len(texts)]
         loss = _loss(token_scores, scores, mask, group, settings) * share
         if settings.loss == "pairwise":
             centering = centering_loss(scores, num_texts) * (len(group) / len(batch))
             loss = loss + settings.center_coef * centering
-        if contrasted:
-            contrast = pairwise_reward_loss(scores[[best[i] for i in contrasted]], scores_elsewhere)
-            loss = loss + settings.contrast_coef * contrast * (len(contrasted) / len(batch))
         if output_layer is not None:
             loss = loss + settings.lm_coef * lm_loss_sum / num_best_tokens
         loss.backward()
@@ -225,7 +214,7 @@ def _micro_batches(batch: Sequence[RatedPrompt], size: int) -> list[list[RatedPr
     groups: list[list[RatedPrompt]] = []
     num_texts = size + 1
     for prompt in sorted(batch, key=lambda p: len(p.prompt_ids) + max(map(len, p.response_ids))):
-        needed = len(prompt.response_ids) + bool(prompt.similar_prompt_ids)
+        needed = len(prompt.response_ids)
         if num_texts + needed > size:
             groups.append([])
             num_texts = 0

@@ -68,7 +68,6 @@ TINY: dict[str, Any] = {
     "reward": {
         "epochs": 2,
         "batch_size": 8,
-        "contrast_coef": 0.1,
         "contrast_demonstrations": 6,
         "pair_label": "votes",
         "lm_coef": 0.1,

@@ -2,21 +2,12 @@
 
 from tiny import EOS
 
-from rlhf_core.rated_prompts import (
-    RatedPrompt,
-    contrasting_pairs,
-    neighbours,
-    with_similar_prompts,
-)
+from rlhf_core.rated_prompts import contrasting_pairs, neighbours
 
 FIRST, SAME, TWICE, WHOLE, OTHER, MORE = [2, 3], [3, 2], [2, 3, 2], [5, 4, 3, 2], [9], [4, 9, 11]
 
 PARTS = [(0, 2), (1, 2), (0, 3), (1, 3), (4, 5)]
 """Which of them says a part of which."""
-
-
-def prompt_of(ids: list[int]) -> RatedPrompt:
-    return RatedPrompt(ids, [[7, EOS], [3, EOS]], [1.0, -1.0], [9.0, -9.0], [(0, 1, 1.0, 18.0)])
 
 
 def test_neighbours_by_hand() -> None:
@@ -31,18 +22,6 @@ def test_neighbours_by_hand() -> None:
     assert parts[:2] == [[], []]
     assert [sorted(near) for near in parts[2:]] == [[0, 1], [0, 1], [], [4]]
     assert neighbours([]) == ([], [])
-
-
-def test_the_kinds_of_similar_prompts_take_turns() -> None:
-    prompts = [prompt_of(ids) for ids in (FIRST, SAME, WHOLE, TWICE)]
-    similar = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts, 6)]
-    assert similar[0] == TWICE  # alike
-    assert similar[1] == WHOLE  # says all of it; there is no part of it
-    assert similar[2] in (FIRST, SAME)  # alike, a part, a whole: there are two kinds
-    assert similar[3] in (FIRST, SAME)
-    short = [prompt.similar_prompt_ids for prompt in with_similar_prompts(prompts, 5)]
-    assert short[:2] == [TWICE, None]  # 4 tokens and a text of 2
-    assert with_similar_prompts(prompts[:1], 6)[0].similar_prompt_ids is None
 
 
 def test_demonstrations_are_contrasted_with_those_of_neighbours_and_back() -> None:
