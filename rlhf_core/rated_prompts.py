@@ -30,6 +30,9 @@ class RatedPrompt:
 NEIGHBOURS_AMONG = 4096
 """Prompts among which neighbours are looked for: the search is quadratic."""
 
+ITEMS_AT_ONCE = 4096
+"""Tokens that are compared in one piece: it bounds the memory where prompts are long."""
+
 NUM_NEIGHBOURS = 4
 """So many of the nearest prompts of a kind take turns."""
 
@@ -99,13 +102,21 @@ def _pair(prompt: Sequence[int], better: list[int], worse: list[int]) -> RatedPr
 def neighbours(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
     """Of each prompt, as a bag of tokens, those most alike (Jaccard's index), and the largest ones
     that are a part of it; nearest first. None is the same bag or shares nothing."""
-    bags = [Counter(prompt) for prompt in prompts]
-    tokens = sorted({(token, i) for bag in bags for token, n in bag.items() for i in range(n)})
-    column = {token: index for index, token in enumerate(tokens)}
-    has = torch.zeros(len(prompts), len(tokens))
-    for row, bag in enumerate(bags):
-        has[row, [column[token, i] for token, n in bag.items() for i in range(n)]] = 1.0
-    shared, size = has @ has.T, has.sum(1)
+    bags = [
+        [(token, i) for token, times in Counter(prompt).items() for i in range(times)]
+        for prompt in prompts
+    ]
+    size = torch.tensor([float(len(bag)) for bag in bags])
+    shared = torch.zeros(len(prompts), len(prompts))
+    holders = Counter(item for bag in bags for item in bag)
+    shareable = sorted(item for item, num in holders.items() if num > 1)
+    for start in range(0, len(shareable), ITEMS_AT_ONCE):
+        column = {item: i for i, item in enumerate(shareable[start : start + ITEMS_AT_ONCE])}
+        has = torch.zeros(len(prompts), len(column))
+        for row, bag in enumerate(bags):
+            has[row, [column[item] for item in bag if item in column]] = 1.0
+        shared += has @ has.T
+    shared.diagonal().copy_(size)  # also what no other prompt has
     either = size + size.unsqueeze(1) - shared
     other = (shared > 0) & (shared < either)
     return (
