@@ -163,9 +163,6 @@ class Ingest(Section):
         description="Relative share of prompts per split, for prompts whose source allows several.",
     )
     split_salt: str = Field("rlhf", description="Salt of the hash that splits prompts.")
-    share_sft_prompts: bool = Field(
-        False, description="Whether PPO also trains on the prompts of the sft split."
-    )
     demo_prompts: PositiveInt = Field(
         8000, description="demo_world: number of prompts, each with one demonstration."
     )
@@ -404,6 +401,12 @@ GAE_ONLY = (
 class Ppo(Section):
     """Proximal policy optimisation of the SFT model against the reward model."""
 
+    prompt_splits: tuple[Literal["ppo", "sft", "reward"], ...] = Field(
+        ("ppo",),
+        min_length=1,
+        description="Splits whose prompts PPO learns on. The SFT model makes fewer mistakes on "
+        "those of sft than on new ones.",
+    )
     updates: PositiveInt = Field(60, description="Rounds of sampling and optimising.")
     batch_size: PositiveInt = Field(128, description="Episodes per update.")
     samples_per_prompt: PositiveInt = Field(

@@ -6,14 +6,11 @@ from tasks.lm_common import fitting, set_up_machine
 from tasks.step import StepRun, step
 
 
-@step(
-    version=2,
-    sections=("ppo", "seed", "precision", "ingest.share_sft_prompts", "ingest.max_rejected_share"),
-)
+@step(version=2, sections=("ppo", "seed", "precision", "ingest.max_rejected_share"))
 def ppo(
     run: StepRun, *, policy: ModelArtifact, reward_model: ModelArtifact, prompts: TableArtifact
 ) -> None:
-    """Train on the prompts of the split `ppo` (and `sft` where shared); publish the best policy."""
+    """Train on the prompts of `ppo.prompt_splits`; publish the best policy."""
     import pandas as pd
 
     from rlhf_core.models import (
@@ -45,15 +42,14 @@ def ppo(
     limit = context_tokens(lm) - settings.max_new_tokens
     texts: dict[str, list[str]] = {}
     ids: dict[str, list[list[int]]] = {}
-    train_splits = ["ppo", "sft"] if config.ingest.share_sft_prompts else ["ppo"]
-    for name, splits in (("ppo", train_splits), ("ppo_heldout", ["ppo_heldout"])):
+    for name, splits in (("ppo", settings.prompt_splits), ("ppo_heldout", ("ppo_heldout",))):
         chosen = frame[frame["split"].isin(splits)].sort_values("prompt_id")
         if name == "ppo_heldout":
             chosen = chosen.iloc[: settings.heldout_prompts]
         if chosen.empty:
             raise InputError(
-                f"ppo: no prompt is in the split {name}; see ingest.split_shares and the "
-                "sources' splits"
+                f"ppo: no prompt is in the split {' or '.join(splits)}; see ingest.split_shares "
+                "and the sources' splits"
             )
         texts[name] = list(chosen["prompt"])
         ids[name] = encode_prompts(tokenizer, texts[name])

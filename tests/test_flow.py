@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 import yaml
 from tiny import same_weights
@@ -74,6 +75,7 @@ TINY: dict[str, Any] = {
         "bootstrap_samples": 100,
     },
     "ppo": {
+        "prompt_splits": ["ppo", "reward"],
         "updates": 3,
         "batch_size": 16,
         "epochs": 2,
@@ -297,6 +299,13 @@ def test_pairs_of_demonstrations_come_from_the_split_sft(
     contrasted_demonstrations(run, tokenizer, prompts, demonstrations, 200)
     tuned = prompts[prompts["split"] == "sft"]["prompt"]
     assert {tuple(ids) for ids in given} == set(map(tuple, encode_prompts(tokenizer, list(tuned))))
+
+
+def test_ppo_learns_on_the_prompts_of_the_named_splits(finished: Place) -> None:
+    prompts = pd.read_parquet(finished.artifact("ingest") / "prompts.parquet")
+    rollouts = pd.read_parquet(finished.artifact("ppo") / "rollouts.parquet")
+    learnt_on = prompts[prompts["prompt"].isin(set(rollouts["prompt"]))]
+    assert set(learnt_on["split"]) == {"ppo", "reward"}
 
 
 def test_headline_facts_are_few_and_have_intervals(finished: Place) -> None:
