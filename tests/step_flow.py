@@ -9,6 +9,7 @@ import pandas as pd
 from prefect import flow
 
 from rlhf_core.config import PipelineConfig
+from rlhf_core.records import StepResult, TableArtifact
 from tasks.step import StepRun, outcomes, step
 
 calls: list[str] = []
@@ -24,7 +25,7 @@ def gather(run: StepRun) -> None:
 
 
 @step(version=1, sections=("sft.epochs",))
-def fit(run: StepRun, *, table, extra=None) -> None:
+def fit(run: StepRun, *, table: TableArtifact, extra: TableArtifact | None = None) -> None:
     """Counts to 5 in steps that survive a kill, then publishes a model.
 
     At 2 it waits for the file that `FIT_GATE` names, so that tests need no luck with timing.
@@ -47,8 +48,9 @@ def fit(run: StepRun, *, table, extra=None) -> None:
 
 
 @flow
-def chain(config: PipelineConfig):
-    return fit(config, table=gather(config).tables["metrics"])
+def chain(config: PipelineConfig) -> StepResult:
+    result: StepResult = fit(config, table=gather(config).tables["metrics"])
+    return result
 
 
 def fit_directly(root: str) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rich.console import Console
@@ -44,7 +45,7 @@ def imported_after(statement: str, *names: str) -> list[str]:
     return list(json.loads(done.stdout.splitlines()[-1].replace("'", '"')))
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
     statement = (
         "from flows.command import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass\n"
     )
@@ -53,7 +54,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert time.monotonic() - began < HELP_SECONDS
 
 
-def test_the_flow_imports_no_torch():
+def test_the_flow_imports_no_torch() -> None:
     assert imported_after("import flows.rlhf, flows.plan", "torch", "transformers") == []
 
 
@@ -67,7 +68,9 @@ def test_the_flow_imports_no_torch():
         (None, [], "recipe.yaml: cannot be read (No such file or directory)"),
     ],
 )
-def test_input_at_fault_is_one_line_and_exit_code_2(tmp_path, recipe, options, message):
+def test_input_at_fault_is_one_line_and_exit_code_2(
+    tmp_path: Path, recipe: str | None, options: list[str], message: str
+) -> None:
     if recipe is not None:
         (tmp_path / "recipe.yaml").write_text(recipe)
     done = rlhf("run", "recipe.yaml", *options, cwd=tmp_path)
@@ -78,13 +81,15 @@ def test_input_at_fault_is_one_line_and_exit_code_2(tmp_path, recipe, options, m
     assert message in line
 
 
-def test_unknown_recipe_names_the_shipped_ones(capsys):
+def test_unknown_recipe_names_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["plan", "nothing"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("rlhf: nothing: no such recipe")
 
 
-def test_shipped_recipe_is_found_by_name_and_a_file_of_that_name_goes_first(tmp_path, monkeypatch):
+def test_shipped_recipe_is_found_by_name_and_a_file_of_that_name_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(command, "RECIPES", tmp_path)
     (tmp_path / "demo.yaml").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -101,12 +106,16 @@ def test_shipped_recipe_is_found_by_name_and_a_file_of_that_name_goes_first(tmp_
         ([], "no model there"),
     ],
 )
-def test_generate_refuses_before_it_imports_torch(tmp_path, capsys, options, message):
+def test_generate_refuses_before_it_imports_torch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
     assert command.main(["generate", "--model", str(tmp_path), "hello", *options]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_other_exit_codes(monkeypatch, capsys):
+def test_other_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(
         command, "_config", lambda options: (_ for _ in ()).throw(KeyboardInterrupt)
     )
@@ -143,7 +152,7 @@ def text_of(renderable: object) -> str:
     return console.export_text()
 
 
-def test_overview_shows_steps_headline_numbers_and_where_things_are(tmp_path):
+def test_overview_shows_steps_headline_numbers_and_where_things_are(tmp_path: Path) -> None:
     config = parse_config({"name": "t", "paths": {"runs": str(tmp_path)}})
     (tmp_path / "t" / "policy").mkdir(parents=True)
     (tmp_path / "t" / "report.html").write_text("")
@@ -162,7 +171,7 @@ def test_overview_shows_steps_headline_numbers_and_where_things_are(tmp_path):
     assert "1 min 15 s in all, at most 1.50 GiB of memory" in lines
 
 
-def test_report_of_a_run(tmp_path, capsys):
+def test_report_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="no such run"):
         saved_report("t", tmp_path)
     (tmp_path / "t").mkdir()
@@ -186,7 +195,7 @@ def test_report_of_a_run(tmp_path, capsys):
         (7620, "2 h 07 min"),
     ],
 )
-def test_duration(seconds, text):
+def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -195,7 +204,7 @@ class FakeStep:
 
     cached = True
 
-    def __init__(self, name: str, *outcomes: str) -> None:
+    def __init__(self, name: str, *outcomes: Literal["cached", "run"]) -> None:
         self.name, self.outcomes = name, list(outcomes)
 
     def __call__(self, config: PipelineConfig, **inputs: object) -> StepResult:
@@ -205,7 +214,9 @@ class FakeStep:
         return StepResult(step=self.name, key="k")
 
 
-def test_journal_numbers_its_lines_and_a_second_pass_does_not_hide_what_ran(caplog):
+def test_journal_numbers_its_lines_and_a_second_pass_does_not_hide_what_ran(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO, logger="rlhf")
     journal = Journal(PipelineConfig())
     sample = FakeStep("sample", "run", "cached")
@@ -223,7 +234,7 @@ def test_journal_numbers_its_lines_and_a_second_pass_does_not_hide_what_ran(capl
 
 
 @pytest.mark.parametrize(("passed", "enforce", "goes_on"), [(1, 1, 1), (0, 1, 0), (0, 0, 1)])
-def test_gate_stops_only_where_it_is_enforced(passed, enforce, goes_on):
+def test_gate_stops_only_where_it_is_enforced(passed: int, enforce: int, goes_on: int) -> None:
     config = parse_config({"ppo": {"gate": {"enforce": bool(enforce)}}})
     journal = Journal(config)
     assert not journal.stopped
@@ -235,10 +246,10 @@ def test_gate_stops_only_where_it_is_enforced(passed, enforce, goes_on):
     assert Planner(config).gate(lambda *_: verdict, result) == bool(goes_on)
 
 
-def test_plan_says_what_would_run_and_why(monkeypatch):
+def test_plan_says_what_would_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"ingest": StepResult(step="ingest", key="k"), "sft": None}
 
-    def lookup(step, config, **inputs):
+    def lookup(step: FakeStep, config: PipelineConfig, **inputs: object) -> steps.Lookup:
         return steps.Lookup("k", found[step.name], "" if found[step.name] else "seed 0 -> 1")
 
     monkeypatch.setattr("flows.plan.lookup", lookup)
@@ -258,7 +269,7 @@ def test_plan_says_what_would_run_and_why(monkeypatch):
     ]
 
 
-def test_ratings_become_rankings_without_what_identifies_people():
+def test_ratings_become_rankings_without_what_identifies_people() -> None:
     row = {"mr": "name[A]", "_worker_id": "77", "_ip": "192.0.2.1", "_created_at": "1/2/2017"}
     for i, score in enumerate(["60", "100", "60", "80", "100"], start=1):
         row |= {f"quality{i}": score, f"sys{i}": f"s{i}", f"ref{i}": f"text {i}"}
@@ -269,7 +280,7 @@ def test_ratings_become_rankings_without_what_identifies_people():
     assert first["responses"][3] == {"system": "s4", "text": "text 4", "score": 80.0, "rank": 2}
 
 
-def test_a_server_of_the_user_is_used(tmp_path, monkeypatch):
+def test_a_server_of_the_user_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
     for name in ("PREFECT_API_URL", "PREFECT_PROFILES_PATH"):
@@ -283,7 +294,9 @@ def test_a_server_of_the_user_is_used(tmp_path, monkeypatch):
     assert local_server.server_is_configured()
 
 
-def test_progress_writes_lines_where_there_is_no_terminal(caplog, monkeypatch):
+def test_progress_writes_lines_where_there_is_no_terminal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO, logger="rlhf")
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 1e9)
     with progress("sample", "sampling", 4, "prompts") as bar:
@@ -295,7 +308,9 @@ def test_progress_writes_lines_where_there_is_no_terminal(caplog, monkeypatch):
     assert record.getMessage().endswith(", loss=0.25")
 
 
-def test_nested_bars_share_a_terminal_and_a_broken_display_stops_nothing(tmp_path, monkeypatch):
+def test_nested_bars_share_a_terminal_and_a_broken_display_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (tmp_path / "terminal").open("w") as file:
         terminal = Console(file=file, force_terminal=True, width=100)
         monkeypatch.setattr(progress_module, "console", lambda: terminal)

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -322,8 +323,9 @@ def test_the_only_annotator_is_careful_and_none_is_an_error() -> None:
     assert [person.careless for person in annotators(1, seed=0)] == [False]
     with pytest.raises(ValueError, match="num_annotators must be >= 1, got 0"):
         annotators(0, seed=0)
+    person: Any = annotators(1, seed=0)[0]
     with pytest.raises(FrozenInstanceError):
-        annotators(1, seed=0)[0].care = 3.0  # type: ignore[misc]
+        person.care = 3.0
 
 
 def test_who_is_careless_depends_on_the_seed() -> None:

@@ -89,7 +89,8 @@ def run_feedback(
 
 
 def table(config: Any, result: StepResult, name: str) -> list[dict[str, Any]]:
-    return list(open_store(config).open_table(result.tables[name]).to_dict("records"))
+    rows = open_store(config).open_table(result.tables[name]).to_dict("records")
+    return [{str(column): value for column, value in row.items()} for row in rows]
 
 
 def write_rankings(path: Path, *rows: tuple[str, str, dict[str, float]]) -> None:

@@ -156,12 +156,12 @@ def test_samples_take_the_temperatures_in_turn(finished: Place) -> None:
     assert facts["texts"] == len(candidates)
     model, tokenizer = load_causal_lm(finished.artifact("sft"))
     rows = candidates.merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
-    for temperature, group in rows.groupby("temperature"):
+    for _, group in rows.groupby("temperature"):
         expected = sequence_logprobs(
             model,
             encode_prompts(tokenizer, list(group["prompt"])),
             [[int(token) for token in ids] for ids in group["response_ids"]],
-            temperature=float(temperature),
+            temperature=float(group["temperature"].iloc[0]),
             pad_id=tokenizer.pad_token_id,
         )
         sampled = [float(sum(values)) for values in group["response_logprobs"]]
@@ -309,7 +309,7 @@ def test_ppo_learns_on_the_prompts_of_the_named_splits(finished: Place) -> None:
 
 
 def test_headline_facts_are_few_and_have_intervals(finished: Place) -> None:
-    facts = load_run(finished.run).results["evaluate"].facts
+    facts: dict[str, Any] = load_run(finished.run).results["evaluate"].facts
     rate = facts["ppo/task_win_rate"]
     assert facts["ppo/task_win_rate_low"] <= rate <= facts["ppo/task_win_rate_high"]
     assert facts["prompts"] == 8
@@ -353,7 +353,9 @@ def test_a_new_field_runs_its_step_and_those_behind_it(copied: Place) -> None:
     before = contents(copied.run)
     summary = copied.flow(ppo={**TINY["ppo"], "kl_coef": 0.3})
     # The best policy may be the one it started from: then nothing is new for evaluate.
-    new_policy = summary.results["ppo"].model.digest != before["ppo"]["model"]["digest"]
+    policy = summary.results["ppo"].model
+    assert policy is not None
+    new_policy = policy.digest != before["ppo"]["model"]["digest"]
     assert ran(summary) == {"ppo", "report"} | ({"evaluate"} if new_policy else set())
     assert len(list(copied.root.glob("ppo-*"))) == 2
 

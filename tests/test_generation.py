@@ -19,7 +19,7 @@ TOLERANCE = 5e-5
 def draw(
     model: Any, prompts: list[list[int]] = PROMPTS, *, seed: int = 0, **changes: Any
 ) -> list[Sampled]:
-    options = {
+    options: dict[str, Any] = {
         "temperature": 1.0,
         "max_new_tokens": 12,
         "pad_id": PAD,

@@ -71,7 +71,7 @@ def test_checklist_24_stops_after_patience_looks_in_a_row() -> None:
 def test_the_reference_itself_is_0_nats_away(tmp_path: Path) -> None:
     lm = tiny_lm()
     scorer = tiny_reward_model(tmp_path)
-    options = {
+    options: dict[str, Any] = {
         "settings": ppo_settings(),
         "pad_id": PAD,
         "eos_id": EOS,

@@ -41,7 +41,8 @@ def run_ingest(tmp_path: Path, sources: list[dict[str, Any]], **fields: Any) -> 
 
 def table(tmp_path: Path, result: StepResult, name: str) -> list[dict[str, Any]]:
     store = open_store(make_config(tmp_path, [{"kind": "demo_world"}]))
-    return list(store.open_table(result.tables[name]).to_dict("records"))
+    rows = store.open_table(result.tables[name]).to_dict("records")
+    return [{str(column): value for column, value in row.items()} for row in rows]
 
 
 def write_csv(path: Path, rows: list[tuple[str, str]]) -> None:

@@ -33,8 +33,11 @@ from tiny import (
 from rlhf_core import ppo
 from rlhf_core.advantages import gae
 from rlhf_core.config import Ppo
+from rlhf_core.generation import sample
+from rlhf_core.guard import look
 from rlhf_core.kl import KlController
 from rlhf_core.logprobs import prepare_logits, token_logprobs
+from rlhf_core.losses import ppo_policy_loss
 from rlhf_core.masked import masked_statistics, whiten
 from rlhf_core.ppo import (
     PpoModels,
@@ -130,7 +133,7 @@ def test_checklist_8_and_9_ratio_is_1_at_the_first_minibatch(
     )
     rollouts, _, _ = collect(models, settings)
     seen: list[torch.Tensor] = []
-    original = ppo.ppo_policy_loss
+    original = ppo_policy_loss
 
     def spy(
         logprobs: Any, old_logprobs: Any, advantages: Any, mask: Any, *, cliprange: float
@@ -153,7 +156,7 @@ def test_checklist_7_episodes_are_sampled_at_the_temperature(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found: list[Any] = []
-    original = ppo.sample
+    original = sample
 
     def spy(*args: Any, **options: Any) -> Any:
         found.extend(original(*args, **options))
@@ -513,7 +516,7 @@ def test_the_best_policy_by_held_out_score_is_kept(
 ) -> None:
     found: dict[int, dict[str, torch.Tensor]] = {}
     planned = iter([0.0, 1.0, 3.0, 2.0, 3.0 - 1e-6])
-    original = ppo.look
+    original = look
 
     def planned_look(policy: Any, *args: Any, **options: Any) -> Any:
         found[len(found)] = copy.deepcopy(policy.state_dict())

@@ -214,8 +214,12 @@ def test_warm_up_moves_the_value_function_only(shared: bool, tmp_path: Path) -> 
             kl_controller="adaptive", kl_horizon=50.0, kl_coef=0.1, checkpoint_every=1,
         )  # fmt: skip
     assert same_weights(models.policy.lm, start.lm)
-    values = models.policy.value_head if shared else models.policy.value_model
-    assert not same_weights(values, start.value_head if shared else start.value_model)
+    values, at_start = (
+        policy.value_head if shared else policy.value_model for policy in (models.policy, start)
+    )
+    assert values is not None
+    assert at_start is not None
+    assert not same_weights(values, at_start)
     # A KL that is 0 by construction must not talk the controller down.
     assert finite_checkpoint(tmp_path / "work")["kl_coef"] == 0.1
 

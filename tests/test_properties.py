@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_core.advantages import gae, token_rewards
-from rlhf_core.kl import estimate_kl
+from rlhf_core.kl import KlEstimator, estimate_kl
 from rlhf_core.losses import pairwise_reward_loss, ppo_policy_loss, ppo_value_loss
 from rlhf_core.masked import masked_mean, rescale, whiten
 
@@ -95,9 +95,9 @@ def test_gae_and_rewards(t: Tokens, gamma: float, gae_lambda: float) -> None:
 
 @settings(deadline=None)
 @given(tokens(), st.sampled_from(["k1", "k2", "k3"]))
-def test_estimate_kl(t: Tokens, kind: str) -> None:
+def test_estimate_kl(t: Tokens, kind: KlEstimator) -> None:
     logprobs, ref_logprobs = t.draw(), t.draw(shift=1)
-    kl = estimate_kl(logprobs, ref_logprobs, kind)  # type: ignore[arg-type]
+    kl = estimate_kl(logprobs, ref_logprobs, kind)
     assert kl.shape == t.mask.shape
     for b, i in t.kept():
         ratio = math.exp(ref_logprobs[b, i] - logprobs[b, i])  # of the reference over the policy

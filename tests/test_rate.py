@@ -28,7 +28,9 @@ Ranking = tuple[str, str, list[float], str]
 class Inputs:
     """A store with the three tables that the step reads, and the configuration to run it with."""
 
-    def __init__(self, root: Path, rankings: list[Ranking], splits: dict[str, str] | None = None):
+    def __init__(
+        self, root: Path, rankings: list[Ranking], splits: dict[str, str] | None = None
+    ) -> None:
         self.root = root
         prompts = dict.fromkeys(prompt for prompt, *_ in rankings)
         texts = dict.fromkeys(
@@ -171,7 +173,8 @@ def test_annotator_weights(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path, rankings)
     tables, result = inputs.run(annotator_weights={"y": 3.0, "out": 0.0})
     (pair,) = tables["preference_pairs"].itertuples()
-    assert (pair.chosen_id, pair.weight) == ("pb", pytest.approx((3 - 1) / 4))
+    assert pair.chosen_id == "pb"
+    assert pair.weight == pytest.approx((3 - 1) / 4)
     # Who is left out rates nothing, but is still looked at.
     assert tables["ratings"]["candidate_id"].tolist() == ["pa", "pb"]
     agreement = tables["agreement"].set_index(["annotator", "metric"])["value"]

@@ -31,7 +31,7 @@ def write(path: Path, data: bytes | str) -> Path:
 
 def read(path: Path, role: str = "demonstrations", share: float = 1.0, **fields: Any) -> Any:
     """(line, example) of the good rows and (line, reason) of the bad ones."""
-    source = Source(path=str(path), role=role, **fields)  # type: ignore[arg-type]
+    source = Source(path=str(path), role=role, **fields)
     reader = SourceReader(source, name=path.name, data_dir=path.parent, max_rejected_share=share)
     good = list(reader.examples())
     assert reader.num_rows == len(good) + len(reader.rejected)  # nothing is skipped
@@ -45,7 +45,7 @@ def pairs(good: Any) -> list[tuple[int, str, str]]:
 def as_parquet(rows: list[dict[str, Any]]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def test_columns_are_guessed_where_it_is_clear(tmp_path: Path) -> None:

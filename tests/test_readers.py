@@ -20,6 +20,7 @@ from tasks.readers import SourceReader, json_rows
 from tasks.readers.csv_rows import read_csv
 from tasks.readers.files import find_file
 from tasks.readers.rows import Row
+from tasks.readers.texts import Demonstration
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_e2e = pytest.mark.skipif(
@@ -35,7 +36,7 @@ def write(path: Path, data: bytes | str) -> Path:
 
 def read(path: Path, role: str = "demonstrations", share: float = 1.0, **fields: Any) -> Any:
     """(line, example) of the good rows and (line, reason) of the bad ones."""
-    source = Source(path=str(path), role=role, **fields)  # type: ignore[arg-type]
+    source = Source(path=str(path), role=role, **fields)
     reader = SourceReader(source, name=path.name, data_dir=path.parent, max_rejected_share=share)
     good = list(reader.examples())
     assert reader.num_rows == len(good) + len(reader.rejected)  # nothing is skipped
@@ -49,7 +50,7 @@ def pairs(good: Any) -> list[tuple[int, str, str]]:
 def as_parquet(rows: list[dict[str, Any]]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 ROWS = [{"prompt": "café\n", "response": "yes"}, {"prompt": "b", "response": 'x, "y"\nz'}]
@@ -313,7 +314,9 @@ def test_files_are_streamed(tmp_path: Path) -> None:
     path.write_bytes(whole[:-100])
     source = Source(path=str(path))
     reader = SourceReader(source, name="x", data_dir=tmp_path, max_rejected_share=0.0)
-    assert next(reader.examples())[1].prompt == "p0"  # type: ignore[union-attr]
+    _, first = next(reader.examples())
+    assert isinstance(first, Demonstration)
+    assert first.prompt == "p0"
 
 
 def test_readers_import_nothing_heavy() -> None:

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,46 +20,59 @@ from step_flow import chain, fit, gather
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import GateFailed, InputError
-from rlhf_core.records import TableArtifact
+from rlhf_core.records import StepResult, TableArtifact
 from tasks import step as step_module
 from tasks import store as store_module
-from tasks.step import UNKNOWN, ArtifactDamaged, lookup, open_store, outcomes, step, use_root
+from tasks.ingredients import Artifact
+from tasks.step import (
+    UNKNOWN,
+    ArtifactDamaged,
+    External,
+    Step,
+    StepRun,
+    lookup,
+    open_store,
+    outcomes,
+    step,
+    use_root,
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120  # for a process that imports Prefect on a busy machine
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def fresh() -> None:
     step_flow.calls.clear()
     step_flow.fault.clear()
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path: Path) -> PipelineConfig:
     return PipelineConfig(paths={"root": str(tmp_path / "artifacts")})
 
 
-def changed(config, **sections):
+def changed(config: PipelineConfig, **sections: Any) -> PipelineConfig:
     return PipelineConfig.model_validate({**config.model_dump(), **sections})
 
 
-def happened():
-    found = [(o.step, o.outcome) for o in outcomes]
+def happened() -> dict[str, str]:
+    found: dict[str, str] = {o.step: o.outcome for o in outcomes}
     outcomes.clear()
-    return dict(found)
+    return found
 
 
-def run_directly(config):
-    return fit.fn(config, table=gather.fn(config).tables["metrics"])
+def run_directly(config: PipelineConfig) -> StepResult:
+    result: StepResult = fit.fn(config, table=gather.fn(config).tables["metrics"])
+    return result
 
 
-def folder(config, name):
+def folder(config: PipelineConfig, name: str) -> Path:
     (found,) = Path(config.paths.root).glob(f"{name}-*")
     return found
 
 
-def flip(path):
+def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 0xFF
     path.write_bytes(data)
@@ -66,7 +81,7 @@ def flip(path):
 # Without Prefect
 
 
-def test_runs_without_prefect(config):
+def test_runs_without_prefect(config: PipelineConfig) -> None:
     result = run_directly(config)
     assert happened() == {"gather": "run", "fit": "run"}
     assert run_directly(config) == result
@@ -80,7 +95,9 @@ def test_runs_without_prefect(config):
     assert manifest["duration_seconds"] >= 0
 
 
-def test_importing_and_running_a_cached_step_loads_neither_torch_nor_prefect(config):
+def test_importing_and_running_a_cached_step_loads_neither_torch_nor_prefect(
+    config: PipelineConfig,
+) -> None:
     run_directly(config)
     code = (
         "import sys; from tasks.step import step, lookup; import tasks.tables\n"
@@ -95,19 +112,25 @@ def test_importing_and_running_a_cached_step_loads_neither_torch_nor_prefect(con
     assert done.stdout == "[]\n", done.stderr
 
 
-def key_of(config, version=1, sections=("sft",), external=None, **inputs):
+def key_of(
+    config: PipelineConfig,
+    version: int = 1,
+    sections: tuple[str, ...] = ("sft",),
+    external: External | None = None,
+    **inputs: Artifact | None,
+) -> str:
     @step(version=version, sections=sections, external=external)
-    def body(run):
+    def body(run: StepRun) -> None:
         pass
 
     return body.ingredients(config, inputs).key
 
 
-def table(digest="d", key="k"):
+def table(digest: str = "d", key: str = "k") -> TableArtifact:
     return TableArtifact(step="s", key=key, table="metrics", digest=digest, num_rows=1)
 
 
-def test_the_key_sees_all_that_can_change_the_result(config):
+def test_the_key_sees_all_that_can_change_the_result(config: PipelineConfig) -> None:
     key = key_of(config, x=table())
     assert re.fullmatch("[0-9a-f]{16}", key)
     others = [
@@ -123,7 +146,7 @@ def test_the_key_sees_all_that_can_change_the_result(config):
     assert len({key, *others}) == len(others) + 1
 
 
-def test_the_key_sees_nothing_else(config, tmp_path):
+def test_the_key_sees_nothing_else(config: PipelineConfig, tmp_path: Path) -> None:
     key = key_of(config, x=table())
     assert key_of(changed(config, paths={"root": str(tmp_path)}), x=table()) == key
     assert key_of(changed(config, runtime={"threads": 3}), x=table()) == key
@@ -132,11 +155,11 @@ def test_the_key_sees_nothing_else(config, tmp_path):
     assert key_of(changed(config, sft={"micro_batch_size": 1}), x=table()) == key
 
 
-def test_a_body_cannot_read_what_is_not_in_its_key(config):
-    seen = {}
+def test_a_body_cannot_read_what_is_not_in_its_key(config: PipelineConfig) -> None:
+    seen: dict[str, Any] = {}
 
     @step(version=1, sections=("sft.epochs", "ppo", "seed"))
-    def body(run):
+    def body(run: StepRun) -> None:
         assert isinstance(run.config, PipelineConfig)
         seen.update(epochs=run.config.sft.epochs, ppo=run.config.ppo, seed=run.config.seed)
         seen.update(batch=run.config.sft.micro_batch_size, device=run.config.runtime.device)
@@ -151,16 +174,16 @@ def test_a_body_cannot_read_what_is_not_in_its_key(config):
     assert (seen["epochs"], seen["seed"], seen["batch"], seen["device"]) == (3, 0, 64, "auto")
 
 
-def test_inputs_must_be_artifacts(config):
+def test_inputs_must_be_artifacts(config: PipelineConfig) -> None:
     with pytest.raises(TypeError, match="fit: input table must be an artifact"):
         fit.fn(config, table=gather.fn(config))
 
 
-def test_a_source_that_changes_while_it_is_read_is_not_published(config):
+def test_a_source_that_changes_while_it_is_read_is_not_published(config: PipelineConfig) -> None:
     digests = iter(["1", "1", "2"])
 
     @step(version=1, sections=(), external=lambda _: {"a.csv": next(digests)})
-    def body(run):
+    def body(run: StepRun) -> None:
         run.save_metrics([(0, "x", 1.0)])
 
     body.fn(config)
@@ -170,7 +193,7 @@ def test_a_source_that_changes_while_it_is_read_is_not_published(config):
     assert len(list(Path(config.paths.root).glob("body-*"))) == 1
 
 
-def test_a_failed_body_publishes_nothing_and_keeps_its_work(config):
+def test_a_failed_body_publishes_nothing_and_keeps_its_work(config: PipelineConfig) -> None:
     step_flow.fault["x"] = OSError("disk full")
     with pytest.raises(OSError, match="disk full"):
         run_directly(config)
@@ -183,11 +206,11 @@ def test_a_failed_body_publishes_nothing_and_keeps_its_work(config):
     assert not list((root / "_work").iterdir())
 
 
-def test_facts_and_notes_hold_plain_values(config):
+def test_facts_and_notes_hold_plain_values(config: PipelineConfig) -> None:
     import numpy as np
 
     @step(version=1, sections=())
-    def body(run):
+    def body(run: StepRun) -> None:
         run.fact("loss", np.float32(0.5))
         run.fact("nan", float("nan"))
         run.note("curve", [1.0, 2.0])
@@ -200,9 +223,9 @@ def test_facts_and_notes_hold_plain_values(config):
     assert open_store(config).manifest("body", result.key)["notes"] == {"curve": [1.0, 2.0]}
 
 
-def test_a_declared_model_must_be_saved(config):
+def test_a_declared_model_must_be_saved(config: PipelineConfig) -> None:
     @step(version=1, sections=())
-    def body(run):
+    def body(run: StepRun) -> None:
         run.model_out("causal_lm")
         run.save_metrics([])
 
@@ -210,11 +233,11 @@ def test_a_declared_model_must_be_saved(config):
         body.fn(config)
 
 
-def test_a_step_that_is_never_cached(config):
+def test_a_step_that_is_never_cached(config: PipelineConfig) -> None:
     seen = []
 
     @step(version=1, sections=(), cached=False)
-    def report(run, *, results):
+    def report(run: StepRun, *, results: dict[str, int]) -> int:
         seen.append(run.config.rate.method)  # it may read everything
         with pytest.raises(TypeError, match="publishes nothing"):
             run.write("metrics", pd.DataFrame([]))
@@ -227,14 +250,14 @@ def test_a_step_that_is_never_cached(config):
     assert lookup(report, config).reason == "always runs"
 
 
-def test_use_root_wins_over_the_configuration(config, tmp_path):
+def test_use_root_wins_over_the_configuration(config: PipelineConfig, tmp_path: Path) -> None:
     with use_root(tmp_path / "other"):
         run_directly(config)
     assert not Path(config.paths.root).exists()
     assert len(list((tmp_path / "other").glob("fit-*"))) == 1
 
 
-def test_a_root_that_moves_is_still_known(config, tmp_path):
+def test_a_root_that_moves_is_still_known(config: PipelineConfig, tmp_path: Path) -> None:
     run_directly(config)
     happened()
     shutil.move(config.paths.root, tmp_path / "moved")
@@ -245,7 +268,7 @@ def test_a_root_that_moves_is_still_known(config, tmp_path):
 # What would happen
 
 
-def test_lookup_says_why(config):
+def test_lookup_says_why(config: PipelineConfig) -> None:
     assert lookup(gather, config).reason == "no artifact"
     assert lookup(fit, config, table=UNKNOWN) == (None, None, "input table would be new")
     result = run_directly(config)
@@ -253,7 +276,7 @@ def test_lookup_says_why(config):
     assert lookup(fit, config, table=rows) == (result.key, result, "")
     found = lookup(fit, changed(config, sft={"epochs": 7}), table=rows)
     assert (found.result, found.reason) == (None, "sft.epochs 3 -> 7")
-    assert re.fullmatch("[0-9a-f]{16}", found.key)
+    assert re.fullmatch("[0-9a-f]{16}", found.key or "")
     other = changed(config, seed=1, ingest={"demo_prompts": 5})
     assert lookup(gather, other).reason == "ingest.demo_prompts 8000 -> 5; seed 0 -> 1"
     moved = rows.model_copy(update={"digest": "0"})
@@ -265,17 +288,17 @@ def test_lookup_says_why(config):
     assert step_flow.calls == ["gather", "fit"]
 
 
-def test_lookup_compares_with_the_most_similar_artifact(config):
+def test_lookup_compares_with_the_most_similar_artifact(config: PipelineConfig) -> None:
     near = changed(config, seed=2, ingest={"demo_prompts": 50})
     gather.fn(near)
     gather.fn(config)
     assert lookup(gather, changed(near, seed=3)).reason == "seed 2 -> 3"
 
 
-def test_lookup_names_versions_and_files(config):
-    def make(version, digest):
+def test_lookup_names_versions_and_files(config: PipelineConfig) -> None:
+    def make(version: int, digest: str) -> Step:
         @step(version=version, sections=(), external=lambda _: {"a.csv": digest})
-        def body(run):
+        def body(run: StepRun) -> None:
             run.save_metrics([])
 
         return body
@@ -288,7 +311,7 @@ def test_lookup_names_versions_and_files(config):
 # Processes
 
 
-def spawn(config, **environment):
+def spawn(config: PipelineConfig, **environment: str) -> subprocess.Popen[str]:
     # Without what Prefect's settings in this process say: its log lines are read below.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_LOGGING")}
     return subprocess.Popen(
@@ -300,7 +323,7 @@ def spawn(config, **environment):
     )
 
 
-def wait_for_work(config, process):
+def wait_for_work(config: PipelineConfig, process: subprocess.Popen[str]) -> None:
     """Until the process has got as far as 2 and waits for its gate."""
     deadline = time.monotonic() + START_SECONDS
     while not [
@@ -311,11 +334,12 @@ def wait_for_work(config, process):
         time.sleep(0.01)
 
 
-def test_two_processes_build_once(config, tmp_path):
+def test_two_processes_build_once(config: PipelineConfig, tmp_path: Path) -> None:
     environment = {"FIT_LOG": str(tmp_path / "log"), "FIT_GATE": str(tmp_path / "gate")}
     first = spawn(config, **environment)
     wait_for_work(config, first)
     second = spawn(config, **environment)
+    assert second.stderr is not None
     assert "another run builds fit-" in second.stderr.readline()
     (tmp_path / "gate").touch()
     (one, _), (two, rest) = (p.communicate(timeout=START_SECONDS) for p in (first, second))
@@ -325,7 +349,9 @@ def test_two_processes_build_once(config, tmp_path):
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
 
-def test_a_kill_leaves_nothing_torn_and_the_next_run_goes_on(config, tmp_path):
+def test_a_kill_leaves_nothing_torn_and_the_next_run_goes_on(
+    config: PipelineConfig, tmp_path: Path
+) -> None:
     log, root = tmp_path / "log", Path(config.paths.root)
     process = spawn(config, FIT_LOG=str(log), FIT_GATE=str(tmp_path / "gate"))
     wait_for_work(config, process)
@@ -342,25 +368,31 @@ def test_a_kill_leaves_nothing_torn_and_the_next_run_goes_on(config, tmp_path):
 
 # With Prefect
 
+States = dict[str, str | None]
+"""Task name -> name of its final state, as the engine sets it."""
+
 
 @pytest.fixture
-def states(prefect_server):
-    """Task name -> name of its final state, as the engine sets it, for a run of a flow."""
+def states(prefect_server: None) -> Iterator[States]:
+    """Those of all flow runs of a test."""
+    from prefect.client.schemas.objects import State
     from prefect.task_engine import SyncTaskRunEngine
 
-    seen = {}
+    seen: States = {}
     original = SyncTaskRunEngine.set_state
 
-    def set_state(self, state, force=False):
+    def set_state(
+        self: SyncTaskRunEngine[Any, Any], state: State[Any], force: bool = False
+    ) -> State[Any]:
         seen[self.task.name] = state.name
         return original(self, state, force)
 
-    SyncTaskRunEngine.set_state = set_state
-    yield seen
-    SyncTaskRunEngine.set_state = original
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SyncTaskRunEngine, "set_state", set_state)
+        yield seen
 
 
-def test_a_flow_runs_once_and_is_cached_then(config, states):
+def test_a_flow_runs_once_and_is_cached_then(config: PipelineConfig, states: States) -> None:
     first = chain(config)
     assert happened() == {"gather": "run", "fit": "run"}
     assert states == {"gather": "Completed", "fit": "Completed"}
@@ -370,7 +402,7 @@ def test_a_flow_runs_once_and_is_cached_then(config, states):
     assert step_flow.calls == ["gather", "fit"]
 
 
-def test_a_lost_prefect_home_repeats_no_work(config, states):
+def test_a_lost_prefect_home_repeats_no_work(config: PipelineConfig, states: States) -> None:
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
     chain(config)
@@ -386,7 +418,7 @@ def test_a_lost_prefect_home_repeats_no_work(config, states):
     assert len(list(storage.glob("rlhf-*"))) == 2  # and Prefect knows them again
 
 
-def test_records_are_small(config, states):
+def test_records_are_small(config: PipelineConfig, states: States) -> None:
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
     storage = Path(PREFECT_LOCAL_STORAGE_PATH.value())
@@ -401,7 +433,13 @@ def test_records_are_small(config, states):
 
 @pytest.mark.parametrize("name", ["gather", "fit"])
 @pytest.mark.parametrize("harm", ["delete", "truncate", "flip"])
-def test_exactly_the_harmed_step_runs_again(config, states, caplog, name, harm):
+def test_exactly_the_harmed_step_runs_again(
+    config: PipelineConfig,
+    states: States,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    harm: str,
+) -> None:
     first = chain(config)
     happened()
     path = next(p for p in folder(config, name).iterdir() if p.name != "manifest.json")
@@ -422,7 +460,9 @@ def test_exactly_the_harmed_step_runs_again(config, states, caplog, name, harm):
     assert states == {"gather": "Cached", "fit": "Cached"}
 
 
-def test_prefect_takes_an_error_of_the_serializer_as_a_miss(config, states, monkeypatch):
+def test_prefect_takes_an_error_of_the_serializer_as_a_miss(
+    config: PipelineConfig, states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The private habit of Prefect that the cache rests on: `ResultStore._exists`."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
@@ -440,7 +480,7 @@ def test_prefect_takes_an_error_of_the_serializer_as_a_miss(config, states, monk
     assert step_flow.calls == ["gather", "fit"]
 
 
-def test_a_change_reruns_its_dependents_only(config, states):
+def test_a_change_reruns_its_dependents_only(config: PipelineConfig, states: States) -> None:
     chain(config)
     happened()
     chain(changed(config, sft={"epochs": 4}))
@@ -452,7 +492,9 @@ def test_a_change_reruns_its_dependents_only(config, states):
     assert happened() == {"gather": "run", "fit": "cached"}
 
 
-def test_two_roots_share_one_prefect_home(config, states, tmp_path):
+def test_two_roots_share_one_prefect_home(
+    config: PipelineConfig, states: States, tmp_path: Path
+) -> None:
     other = changed(config, paths={"root": str(tmp_path / "other")})
     chain(config)
     happened()
@@ -465,7 +507,9 @@ def test_two_roots_share_one_prefect_home(config, states, tmp_path):
     assert happened() == {"gather": "cached", "fit": "cached"}
 
 
-def test_damage_found_on_opening_sets_the_input_aside(config, states, monkeypatch):
+def test_damage_found_on_opening_sets_the_input_aside(
+    config: PipelineConfig, states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "SMALL_BYTES", 0)  # so that sizes alone decide for a hit
     chain(config)
     happened()
@@ -483,7 +527,9 @@ def test_damage_found_on_opening_sets_the_input_aside(config, states, monkeypatc
     assert happened() == {"gather": "run", "fit": "run"}
 
 
-def test_verify_all_finds_what_sizes_do_not(config, states, monkeypatch):
+def test_verify_all_finds_what_sizes_do_not(
+    config: PipelineConfig, states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "SMALL_BYTES", 0)
     chain(config)
     happened()
@@ -496,13 +542,17 @@ def test_verify_all_finds_what_sizes_do_not(config, states, monkeypatch):
 
 
 @pytest.fixture
-def quick_fit(monkeypatch):
+def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_flow, "fit", fit.with_options(retry_delay_seconds=0))
 
 
 def test_a_passing_fault_is_retried_from_the_work_dir(
-    config, states, quick_fit, tmp_path, monkeypatch
-):
+    config: PipelineConfig,
+    states: States,
+    quick_fit: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FIT_LOG", str(tmp_path / "log"))
     step_flow.fault["x"] = OSError("connection lost")
     chain(config)
@@ -516,7 +566,9 @@ def test_a_passing_fault_is_retried_from_the_work_dir(
     [InputError("i"), ValueError("v"), TypeError("t"), AssertionError("a"), GateFailed("g")],
     ids=lambda error: type(error).__name__,
 )
-def test_what_would_fail_again_is_not_retried(config, states, quick_fit, error):
+def test_what_would_fail_again_is_not_retried(
+    config: PipelineConfig, states: States, quick_fit: None, error: Exception
+) -> None:
     step_flow.fault["x"] = error
     with pytest.raises(type(error)) as caught:
         chain(config)
@@ -525,13 +577,15 @@ def test_what_would_fail_again_is_not_retried(config, states, quick_fit, error):
     assert not list(Path(config.paths.root).glob("fit-*"))
 
 
-def test_backoff_grows_and_has_jitter():
+def test_backoff_grows_and_has_jitter() -> None:
     assert fit.task.retries == 2
     assert fit.task.retry_delay_seconds == [5.0, 10.0]
     assert fit.task.retry_jitter_factor == 0.5
 
 
-def test_refresh_builds_again(config, states, monkeypatch):
+def test_refresh_builds_again(
+    config: PipelineConfig, states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = chain(config)
     happened()
     monkeypatch.setattr(step_flow, "fit", fit.with_options(refresh_cache=True))

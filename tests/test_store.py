@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -21,16 +22,22 @@ FRAME = pd.DataFrame({"step": [1, 2], "name": ["a", "a"], "value": [0.5, 0.25]})
 
 
 @pytest.fixture
-def lines():
+def lines() -> list[str]:
     return []
 
 
 @pytest.fixture
-def store(tmp_path, lines):
+def store(tmp_path: Path, lines: list[str]) -> ArtifactStore:
     return ArtifactStore(tmp_path / "artifacts", log=lines.append)
 
 
-def publish(store, step="fit", *, weights=b"\x01" * 64, replace=False):
+def publish(
+    store: ArtifactStore,
+    step: str = "fit",
+    *,
+    weights: bytes = b"\x01" * 64,
+    replace: bool = False,
+) -> StepResult:
     folder = store.begin(step, KEY)
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
@@ -46,19 +53,24 @@ def publish(store, step="fit", *, weights=b"\x01" * 64, replace=False):
     return store.publish(folder, result, {"started": "2026-01-01", "notes": {}}, replace=replace)
 
 
-def flip(path, position=10):
+def model_of(result: StepResult) -> ModelArtifact:
+    assert result.model is not None
+    return result.model
+
+
+def flip(path: Path, position: int = 10) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 0xFF
     path.write_bytes(data)
 
 
-def test_published_is_found_and_opened(store, lines):
+def test_published_is_found_and_opened(store: ArtifactStore, lines: list[str]) -> None:
     assert store.find("fit", KEY) is None
     result = publish(store)
     assert store.find("fit", KEY) == store.find("fit", KEY, verify=True) == result
     assert store.open_table(result.tables["metrics"]).equals(FRAME)
     assert store.open_table(result.tables["metrics"], ["value"]).value.tolist() == [0.5, 0.25]
-    assert store.model_dir(result.model) == store.path("fit", KEY)
+    assert store.model_dir(model_of(result)) == store.path("fit", KEY)
     assert lines == []
     files = store.manifest("fit", KEY)["files"]
     assert files.keys() == {"metrics.parquet", "model.safetensors", "tokenizer/tokenizer.json"}
@@ -66,9 +78,10 @@ def test_published_is_found_and_opened(store, lines):
     assert os.listdir(store.root / "_new") == []
 
 
-def test_the_model_digest_leaves_tables_out(store, tmp_path):
-    first = publish(store)
-    assert publish(store, weights=b"\x02" * 64, replace=True).model.digest != first.model.digest
+def test_the_model_digest_leaves_tables_out(store: ArtifactStore, tmp_path: Path) -> None:
+    first = model_of(publish(store))
+    second = model_of(publish(store, weights=b"\x02" * 64, replace=True))
+    assert second.digest != first.digest
     FRAME.to_parquet(tmp_path / "metrics.parquet")
     before = digest_folder(tmp_path)
     FRAME[:1].to_parquet(tmp_path / "metrics.parquet")
@@ -77,7 +90,9 @@ def test_the_model_digest_leaves_tables_out(store, tmp_path):
 
 @pytest.mark.parametrize("name", ["metrics.parquet", "model.safetensors", "manifest.json"])
 @pytest.mark.parametrize("harm", ["remove", "truncate", "flip"])
-def test_damage_is_found_and_told_in_one_line(store, lines, name, harm):
+def test_damage_is_found_and_told_in_one_line(
+    store: ArtifactStore, lines: list[str], name: str, harm: str
+) -> None:
     publish(store)
     path = store.path("fit", KEY) / name
     if harm == "remove":
@@ -97,18 +112,20 @@ def test_damage_is_found_and_told_in_one_line(store, lines, name, harm):
     assert len(lines) >= 2
 
 
-def test_sizes_alone_decide_for_big_files_unless_verified(store, monkeypatch):
+def test_sizes_alone_decide_for_big_files_unless_verified(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "SMALL_BYTES", 0)
     result = publish(store)
     flip(store.path("fit", KEY) / "model.safetensors")
     assert store.find("fit", KEY) == result
     with pytest.raises(ArtifactDamaged, match=r"model\.safetensors: its sha256"):
-        store.model_dir(result.model)
+        store.model_dir(model_of(result))
     assert store.open_table(result.tables["metrics"]).equals(FRAME)  # another file, whole
     assert store.find("fit", KEY, verify=True) is None
 
 
-def test_opening_what_is_damaged_or_gone(store):
+def test_opening_what_is_damaged_or_gone(store: ArtifactStore) -> None:
     result = publish(store)
     flip(store.path("fit", KEY) / "metrics.parquet")
     with pytest.raises(ArtifactDamaged, match=r"metrics\.parquet: its sha256"):
@@ -118,16 +135,16 @@ def test_opening_what_is_damaged_or_gone(store):
         store.open_table(result.tables["metrics"])
 
 
-def test_opening_what_was_built_again_with_another_content(store):
+def test_opening_what_was_built_again_with_another_content(store: ArtifactStore) -> None:
     old = publish(store)
     publish(store, weights=b"\x02" * 64, replace=True)
     with pytest.raises(ArtifactDamaged, match="no longer the recorded one"):
-        store.model_dir(old.model)
+        store.model_dir(model_of(old))
     assert store.set_aside("fit", KEY) is False  # it is whole
     assert store.find("fit", KEY) is not None
 
 
-def test_set_aside_keeps_the_last_damaged_one(store):
+def test_set_aside_keeps_the_last_damaged_one(store: ArtifactStore) -> None:
     publish(store)
     flip(store.path("fit", KEY) / "model.safetensors")
     assert store.set_aside("fit", KEY) is True
@@ -136,7 +153,9 @@ def test_set_aside_keeps_the_last_damaged_one(store):
     assert store.set_aside("fit", KEY) is True  # gone already
 
 
-def test_set_aside_reads_the_bytes_again(store, monkeypatch):
+def test_set_aside_reads_the_bytes_again(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(store)
     path = store.path("fit", KEY) / "model.safetensors"
     store.find("fit", KEY, verify=True)
@@ -150,27 +169,27 @@ def test_set_aside_reads_the_bytes_again(store, monkeypatch):
     assert store.set_aside("fit", KEY) is True
 
 
-def test_the_first_to_publish_wins(store):
+def test_the_first_to_publish_wins(store: ArtifactStore) -> None:
     theirs = publish(store)
     assert publish(store, weights=b"\x02" * 64) == theirs
     assert store.find("fit", KEY, verify=True) == theirs
     assert os.listdir(store.root / "_new") == []
 
 
-def test_the_work_dir_goes_when_the_step_has_published(store):
+def test_the_work_dir_goes_when_the_step_has_published(store: ArtifactStore) -> None:
     (store.work_dir("fit", KEY) / "state").write_text("x")
     publish(store)
     assert not (store.root / "_work" / f"fit-{KEY}").exists()
 
 
-def test_begin_clears_what_a_dead_process_left(store):
+def test_begin_clears_what_a_dead_process_left(store: ArtifactStore) -> None:
     (store.begin("fit", KEY) / "torn").write_text("x")
     assert list(store.begin("fit", KEY).iterdir()) == []
     store.abandon("fit", KEY)
     assert store.find("fit", KEY) is None
 
 
-def test_manifests_skip_what_is_no_artifact(store):
+def test_manifests_skip_what_is_no_artifact(store: ArtifactStore) -> None:
     publish(store)
     publish(store, "other")
     (store.root / "fit-old").mkdir()
@@ -180,7 +199,7 @@ def test_manifests_skip_what_is_no_artifact(store):
     assert store.manifests("fit") == []
 
 
-def test_a_record_of_another_version_is_built_again(store, lines):
+def test_a_record_of_another_version_is_built_again(store: ArtifactStore, lines: list[str]) -> None:
     publish(store)
     path = store.path("fit", KEY) / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -191,7 +210,7 @@ def test_a_record_of_another_version_is_built_again(store, lines):
     assert "another version of this program" in lines[0]
 
 
-def test_digest_file_sees_a_change_that_keeps_size_and_mtime(tmp_path):
+def test_digest_file_sees_a_change_that_keeps_size_and_mtime(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"a" * 64)
     before, stat = digest_file(path), path.stat()
@@ -201,10 +220,10 @@ def test_digest_file_sees_a_change_that_keeps_size_and_mtime(tmp_path):
     assert digest_file(path) != before
 
 
-def test_one_thread_at_a_time_holds_a_key(store, lines):
+def test_one_thread_at_a_time_holds_a_key(store: ArtifactStore, lines: list[str]) -> None:
     inside, most = 0, 0
 
-    def work():
+    def work() -> None:
         nonlocal inside, most
         for _ in range(20):
             with store.lock("fit", KEY):
@@ -225,13 +244,14 @@ def test_one_thread_at_a_time_holds_a_key(store, lines):
     assert os.listdir(store.root / "_work") == []
 
 
-def test_the_lock_dies_with_its_process(store):
+def test_the_lock_dies_with_its_process(store: ArtifactStore) -> None:
     code = (
         "import sys, time; from tasks.store import ArtifactStore\n"
         f"with ArtifactStore({str(store.root)!r}).lock('fit', {KEY!r}):\n"
         "    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
     try:
         assert process.stdout.readline() == b"held\n"
         process.send_signal(signal.SIGKILL)

@@ -1,5 +1,8 @@
 """Tables: what is refused, what comes back, and what the digest depends on."""
 
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +20,8 @@ PROMPTS = pd.DataFrame(
 )
 
 
-def candidates(**changes):
-    rows = {
+def candidates(**changes: list[Any]) -> pd.DataFrame:
+    rows: dict[str, list[Any]] = {
         "candidate_id": ["a", "b"],
         "prompt_id": ["p", "p"],
         "sample_index": [0, 1],
@@ -33,7 +36,7 @@ def candidates(**changes):
     return pd.DataFrame({**rows, **changes})
 
 
-def test_roundtrip_keeps_values_nulls_and_order(tmp_path):
+def test_roundtrip_keeps_values_nulls_and_order(tmp_path: Path) -> None:
     info = write_table(tmp_path / "t.parquet", "candidates", candidates()[::-1])
     frame = read_table(tmp_path / "t.parquet", "candidates")
     assert info.num_rows == 2
@@ -48,7 +51,7 @@ def test_roundtrip_keeps_values_nulls_and_order(tmp_path):
     assert again == info
 
 
-def test_reads_some_columns_in_the_order_asked_for(tmp_path):
+def test_reads_some_columns_in_the_order_asked_for(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", "prompts", PROMPTS)
     frame = read_table(tmp_path / "t.parquet", "prompts", ["split", "prompt_id"])
     assert frame.columns.tolist() == ["split", "prompt_id"]
@@ -57,14 +60,14 @@ def test_reads_some_columns_in_the_order_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_table_may_be_empty(tmp_path, name):
+def test_every_table_may_be_empty(tmp_path: Path, name: str) -> None:
     bare = write_table(tmp_path / "a.parquet", name, pd.DataFrame([]))
     columns = pd.DataFrame(columns=TABLES[name].schema.names)
     assert write_table(tmp_path / "b.parquet", name, columns) == bare
     assert read_table(tmp_path / "a.parquet", name).columns.tolist() == TABLES[name].schema.names
 
 
-def test_digest_is_of_the_content_not_of_the_bytes(tmp_path):
+def test_digest_is_of_the_content_not_of_the_bytes(tmp_path: Path) -> None:
     info = write_table(tmp_path / "t.parquet", "candidates", candidates())
     table = pq.read_table(tmp_path / "t.parquet")
     pieces = pa.concat_tables([table.slice(0, 1), table.slice(1)])  # other chunks, other offsets
@@ -75,7 +78,7 @@ def test_digest_is_of_the_content_not_of_the_bytes(tmp_path):
     assert content_digest("candidates", pq.read_table(tmp_path / "u.parquet")) == info.digest
 
 
-def test_digest_does_not_change_from_one_release_to_the_next():
+def test_digest_does_not_change_from_one_release_to_the_next() -> None:
     # A change here makes every artifact of every user stale: bump nothing by accident.
     digest = content_digest("prompts", to_arrow("prompts", PROMPTS))
     assert digest == "52c7466d946cb298c3181204c1a1d0985a77899be633e24b3a51fa67f492f333"
@@ -92,14 +95,14 @@ def test_digest_does_not_change_from_one_release_to_the_next():
         {"sample_index": [1, 0]},
     ],
 )
-def test_digest_sees_every_change(change):
-    def digest(frame):
+def test_digest_sees_every_change(change: dict[str, list[Any]]) -> None:
+    def digest(frame: pd.DataFrame) -> str:
         return content_digest("candidates", to_arrow("candidates", frame))
 
     assert digest(candidates(**change)) != digest(candidates())
 
 
-def test_digest_sees_row_order_and_table_name():
+def test_digest_sees_row_order_and_table_name() -> None:
     frame = pd.DataFrame({"step": [1, 2], "name": ["a", "a"], "value": [0.0, 0.0]})
     digest = content_digest("metrics", to_arrow("metrics", frame))
     assert content_digest("metrics", to_arrow("metrics", frame[::-1])) != digest
@@ -111,29 +114,32 @@ def test_digest_sees_row_order_and_table_name():
         (PROMPTS.drop(columns="split"), "missing: split; unknown: none"),
         (PROMPTS.assign(color=1), "missing: none; unknown: color"),
         (PROMPTS.assign(prompt=[1, 2]), "column prompt: must be string"),
-        (PROMPTS.assign(prompt=["a", None]), "column prompt: must not be null, row 1 is"),
+        (
+            PROMPTS.assign(prompt=pd.Series(["a", None])),
+            "column prompt: must not be null, row 1 is",
+        ),
         (PROMPTS.assign(prompt_id="a"), "1 rows repeat the key .prompt_id., first: prompt_id='a'"),
         (pd.DataFrame({"prompt": ["a"]}), "missing: prompt_id, source, split"),
     ],
 )
-def test_refuses_what_does_not_fit(tmp_path, frame, message):
+def test_refuses_what_does_not_fit(tmp_path: Path, frame: pd.DataFrame, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_table(tmp_path / "t.parquet", "prompts", frame)
     assert not (tmp_path / "t.parquet").exists()
 
 
-def test_refuses_numbers_that_do_not_fit(tmp_path):
+def test_refuses_numbers_that_do_not_fit(tmp_path: Path) -> None:
     frame = pd.DataFrame({"step": [0.5], "name": ["a"], "value": [0.0]})
     with pytest.raises(ValueError, match="column step: must be int64"):
         write_table(tmp_path / "t.parquet", "metrics", frame)
 
 
-def test_nan_is_null():
+def test_nan_is_null() -> None:
     frame = pd.DataFrame({"step": [0], "name": ["a"], "value": [float("nan")]})
     assert to_arrow("metrics", frame)["value"].null_count == 1
 
 
-def test_refuses_another_table_or_version(tmp_path):
+def test_refuses_another_table_or_version(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", "prompts", PROMPTS)
     with pytest.raises(ValueError, match="holds table prompts version 1, expected corpus"):
         read_table(tmp_path / "t.parquet", "corpus")
@@ -147,12 +153,12 @@ def test_refuses_another_table_or_version(tmp_path):
         read_table(tmp_path / "v.parquet", "prompts")
 
 
-def test_unknown_table(tmp_path):
+def test_unknown_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown table 'colors'"):
         write_table(tmp_path / "t.parquet", "colors", PROMPTS)
 
 
-def test_digest_id():
+def test_digest_id() -> None:
     # First 16 digits of sha256("a" + 0x1f + "b").
     assert digest_id("a", "b") == "f04cdced9736a69d"
     assert digest_id("ab") != digest_id("a", "b") != digest_id("a\x1f", "b")

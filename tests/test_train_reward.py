@@ -105,7 +105,7 @@ def train(
     )
 
 
-ONE_STEP = {
+ONE_STEP: dict[str, Any] = {
     "epochs": 1, "batch_size": 8, "learning_rate": 1.0, "warmup_share": 0.0, "max_grad_norm": 1e9,
 }  # fmt: skip
 
@@ -252,7 +252,7 @@ def test_checklist_18_micro_batches_give_the_gradient_of_the_whole(
 ) -> None:
     start = tiny_reward_model(tmp_path / "lm", score_at=score_at)
     whole, split = copy.deepcopy(start), copy.deepcopy(start)
-    options = {**ONE_STEP, "loss": loss, "score_at": score_at}
+    options: dict[str, Any] = {**ONE_STEP, "loss": loss, "score_at": score_at}
     expected = train(whole, tmp_path / "whole", rated(0), micro_batch_size=64, **options)
     actual = train(split, tmp_path / "split", rated(0), micro_batch_size=1, **options)
     assert largest_difference(whole, start) > 0.01
@@ -269,7 +269,7 @@ def test_checklist_23_resumed_is_uninterrupted_bit_for_bit(
     # step, the mean at step 6 holds step 4, which the process before has seen.
     start = tiny_reward_model(tmp_path / "lm")
     straight, killed, resumed = (copy.deepcopy(start) for _ in range(3))
-    options = {"log_every": log_every, "average_share": average_share}
+    options: dict[str, Any] = {"log_every": log_every, "average_share": average_share}
     expected = train(straight, tmp_path / "straight", rated(0), **options)
     with pytest.raises(StoppedError):
         train(killed, tmp_path / "killed", rated(0), progress=KillAt(5), **options)

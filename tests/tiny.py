@@ -61,7 +61,7 @@ class KillAt:
 class NanGradientAfter:
     """A progress that poisons a parameter's gradient after a given count; the loss stays finite."""
 
-    def __init__(self, parameter: nn.Parameter, after: int) -> None:
+    def __init__(self, parameter: Tensor, after: int) -> None:
         self.parameter, self.after = parameter, after
 
     def update(self, done: int, **stats: float) -> None:
@@ -210,7 +210,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 def largest_difference(a: nn.Module, b: nn.Module) -> float:
     first, second = a.state_dict(), b.state_dict()
-    return max((first[name] - second[name]).abs().max().item() for name in first)
+    return float(max((first[name] - second[name]).abs().max().item() for name in first))
 
 
 def all_finite(values: Sequence[float]) -> bool:
