@@ -36,6 +36,9 @@ ITEMS_AT_ONCE = 4096
 NUM_NEIGHBOURS = 4
 """So many of the nearest prompts of a kind take turns."""
 
+ROUNDS_IN_VAIN = 16
+"""Draws for each prompt that find no other pair, after which there are none left."""
+
 
 def contrasting_pairs(
     prompt_ids: Sequence[Sequence[int]],
@@ -50,9 +53,9 @@ def contrasting_pairs(
     Half of them of prompts that are alike, where the other's text says something wrong; half of
     prompts of which one says a part of the other, where it leaves something out or adds it. Every
     two demonstrations make two pairs, one under each prompt, so a text is as often the better as
-    the worse one, and neither its style nor its length says anything. People rank texts of one
-    prompt, which are all about it, so a model can learn their rankings without ever reading the
-    prompt; it cannot learn these.
+    the worse one, and neither its style nor its length says anything. No pair is made twice. People
+    rank texts of one prompt, which are all about it, so a model can learn their rankings without
+    ever reading the prompt; it cannot learn these.
 
     Source: contrast instructions, Shen et al. 2024 (The Trickle-down Impact of Reward
     Inconsistency), there to measure.
@@ -60,7 +63,8 @@ def contrasting_pairs(
     Args:
         prompt_ids: of each demonstration.
         response_ids: the demonstrations.
-        num_pairs: so many, fewer where no two prompts are neighbours or nothing fits.
+        num_pairs: so many, fewer where no two prompts are neighbours, nothing fits, or no other
+            pair is found any more.
         max_tokens: longest prompt and response together.
         seed: which prompts and demonstrations are taken.
     """
@@ -69,11 +73,12 @@ def contrasting_pairs(
     for prompt, response in zip(prompt_ids, response_ids, strict=True):
         by_prompt.setdefault(tuple(prompt), []).append(response)
     prompts = rng.sample(list(by_prompt), min(NEIGHBOURS_AMONG, len(by_prompt)))
+    used = set()
 
-    def endless(near: list[list[int]]) -> Iterator[list[RatedPrompt]]:
-        made = True
-        while made:
-            made = False
+    def drawn(near: list[list[int]]) -> Iterator[list[RatedPrompt]]:
+        in_vain = 0
+        while in_vain < ROUNDS_IN_VAIN:
+            in_vain += 1
             for prompt, others in zip(prompts, near, strict=True):
                 if not others:
                     continue
@@ -81,11 +86,13 @@ def contrasting_pairs(
                 text, other_text = rng.choice(by_prompt[prompt]), rng.choice(by_prompt[other])
                 longest = max(len(prompt), len(other)) + max(len(text), len(other_text))
                 right_for_both = other_text in by_prompt[prompt] or text in by_prompt[other]
-                if longest <= max_tokens and not right_for_both:
-                    made = True
+                both = frozenset([(prompt, tuple(text)), (other, tuple(other_text))])
+                if longest <= max_tokens and not right_for_both and both not in used:
+                    in_vain = 0
+                    used.add(both)
                     yield [_pair(prompt, text, other_text), _pair(other, other_text, text)]
 
-    sources = [endless(near) for near in neighbours(prompts)]
+    sources = [drawn(near) for near in neighbours(prompts)]
     pairs: list[RatedPrompt] = []
     while sources and len(pairs) < num_pairs:
         source = sources.pop(0)
