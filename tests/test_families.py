@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import EOS, PAD, PROMPTS, RESPONSES, VOCAB, batch_of
+from tiny import CHAT_TEMPLATE, EOS, PAD, PROMPTS, RESPONSES, VOCAB, batch_of, shipped_tokenizer
 
 from rlhf_core.generation import sample
 from rlhf_core.logprobs import prepare_logits, token_logprobs
@@ -17,6 +17,7 @@ from rlhf_core.models import (
     output_layer,
     response_logits,
 )
+from rlhf_core.tokens import collate, encode_prompts, encode_responses
 
 TOLERANCE = 5e-5
 """fp32, logits of up to about 10, batches of other shapes."""
@@ -74,29 +75,30 @@ def family(name: str) -> Any:
     return AutoModelForCausalLM.from_config(configs()[name]).eval()
 
 
+Texts = list[list[int]]
+
+
 def alone(prompt: list[int], response: list[int]) -> torch.Tensor:
     """(1, T): no padding at all, and no mask."""
     return torch.tensor([prompt + response])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logprobs_and_values_are_those_of_the_text_alone(name: str) -> None:
-    lm = family(name)
+def check_logprobs_and_values(lm: Any, prompts: Texts, responses: Texts, pad_id: int) -> None:
     policy = PolicyWithValue(lm)
     torch.manual_seed(1)
     torch.nn.init.normal_(policy.value_head.weight)
-    batch = batch_of(PROMPTS, RESPONSES)
+    batch = collate(prompts, responses, pad_id=pad_id)
     with torch.no_grad():
         raw, values = policy(batch)
         assert torch.equal(raw, response_logits(lm, batch))
-        for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             output = lm(input_ids=alone(prompt, response), output_hidden_states=True)
             first, last = len(prompt) - 1, len(prompt) + len(response) - 1
             expected = prepare_logits(
-                output.logits[:, first:last], temperature=1.0, suppressed_id=PAD
+                output.logits[:, first:last], temperature=1.0, suppressed_id=pad_id
             )
             actual = prepare_logits(
-                raw[row : row + 1, : len(response)], temperature=1.0, suppressed_id=PAD
+                raw[row : row + 1, : len(response)], temperature=1.0, suppressed_id=pad_id
             )
             ids = torch.tensor([response])
             torch.testing.assert_close(
@@ -111,20 +113,16 @@ def test_logprobs_and_values_are_those_of_the_text_alone(name: str) -> None:
             )
 
 
-@pytest.mark.parametrize("score_at", ["last", "token"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_scores_are_those_of_the_text_alone(name: str, score_at: str, tmp_path: Path) -> None:
-    from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
-
-    if score_at == "token" and type(configs()[name]) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
-        pytest.skip(f"transformers has no token classifier for {name}")
-    family(name).save_pretrained(tmp_path)
+def check_scores(
+    lm: Any, prompts: Texts, responses: Texts, pad_id: int, *, score_at: str, folder: Path
+) -> None:
+    lm.save_pretrained(folder)
     torch.manual_seed(2)
-    scorer = RewardModel.from_causal_lm(tmp_path, score_at=score_at).eval()
+    scorer = RewardModel.from_causal_lm(folder, score_at=score_at).eval()
     scorer.gain, scorer.bias = 2.0, 0.5
     with torch.no_grad():
-        scores = scorer(batch_of(PROMPTS, RESPONSES))
-        for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        scores = scorer(collate(prompts, responses, pad_id=pad_id))
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             # transformers' own head; the classifier of tokens gives all positions.
             inputs = alone(prompt, response)
             hidden = scorer.classifier.base_model(input_ids=inputs).last_hidden_state[0]
@@ -133,6 +131,80 @@ def test_scores_are_those_of_the_text_alone(name: str, score_at: str, tmp_path: 
             expected = outputs[-1] if score_at == "last" else outputs.mean()
             torch.testing.assert_close(scores[row], expected, atol=2 * TOLERANCE, rtol=1e-5)
     assert scores.std() > 0.01
+
+
+def check_decoding(lm: Any, prompts: Texts, pad_id: int, eos_id: int) -> set[int]:
+    """The lengths of what was sampled."""
+    sampled = sample(
+        lm,
+        prompts,
+        temperature=1.0,
+        max_new_tokens=10,
+        pad_id=pad_id,
+        eos_id=eos_id,
+        generator=torch.Generator().manual_seed(3),
+    )
+    for prompt, one in zip(prompts, sampled, strict=True):
+        with torch.no_grad():
+            logits = lm(input_ids=alone(prompt, one.response_ids)).logits
+        logits = prepare_logits(
+            logits[:, len(prompt) - 1 : -1], temperature=1.0, suppressed_id=pad_id
+        )
+        expected = token_logprobs(logits, torch.tensor([one.response_ids]))[0]
+        torch.testing.assert_close(torch.tensor(one.logprobs), expected, atol=5 * TOLERANCE, rtol=0)
+    return {len(one.response_ids) for one in sampled}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logprobs_and_values_are_those_of_the_text_alone(name: str) -> None:
+    check_logprobs_and_values(family(name), PROMPTS, RESPONSES, PAD)
+
+
+@pytest.mark.parametrize("score_at", ["last", "token"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_those_of_the_text_alone(name: str, score_at: str, tmp_path: Path) -> None:
+    from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+
+    if score_at == "token" and type(configs()[name]) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        pytest.skip(f"transformers has no token classifier for {name}")
+    check_scores(family(name), PROMPTS, RESPONSES, PAD, score_at=score_at, folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decoding_with_cache_and_batch_is_decoding_without(name: str) -> None:
+    lengths = check_decoding(family(name), [*PROMPTS, *PROMPTS], PAD, EOS)
+    assert len(lengths) > 2  # some rows left the batch before others
+
+
+SHIPPED = {
+    "no PAD": shipped_tokenizer(),
+    "PAD is EOS": shipped_tokenizer(pad_token="</s>"),
+    "adds BOS": shipped_tokenizer(prefix="<s>"),
+    "chat template": shipped_tokenizer(prefix="<s>", chat_template=CHAT_TEMPLATE),
+}
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_numbers_are_the_same_with_any_tokenizer(name: str, kind: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config, shipped = configs()[name], SHIPPED[kind]
+    config.vocab_size, config.pad_token_id = len(shipped), None
+    config.bos_token_id, config.eos_token_id = shipped.bos_token_id, shipped.eos_token_id
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "shipped")
+    shipped.save_pretrained(tmp_path / "shipped")
+    lm, tokenizer = load_causal_lm(tmp_path / "shipped")
+    pad_id, eos_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    assert pad_id != eos_id
+    prompts = encode_prompts(tokenizer, ["the", "a dog ran", "mat"])
+    responses = encode_responses(tokenizer, ["hill", "", "the cat sat"])
+    assert all((ids.count(tokenizer.bos_token_id) == 1) == (kind == "adds BOS") for ids in prompts)
+    assert (len(prompts[0]) > 10) == (kind == "chat template")
+    check_logprobs_and_values(lm, prompts, responses, pad_id)
+    check_scores(lm, prompts, responses, pad_id, score_at="last", folder=tmp_path / "loaded")
+    check_decoding(lm, prompts, pad_id, eos_id)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -155,29 +227,6 @@ def test_an_output_layer_whose_logits_are_scaled_is_refused() -> None:
     lm = CohereForCausalLM(CohereConfig(**GATED, logit_scale=0.5)).eval()
     with pytest.raises(ValueError, match="cohere alone does not give its logits"):
         output_layer(lm)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_decoding_with_cache_and_batch_is_decoding_without(name: str) -> None:
-    lm = family(name)
-    sampled = sample(
-        lm,
-        [*PROMPTS, *PROMPTS],
-        temperature=1.0,
-        max_new_tokens=10,
-        pad_id=PAD,
-        eos_id=EOS,
-        generator=torch.Generator().manual_seed(3),
-    )
-    lengths = set()
-    for prompt, one in zip([*PROMPTS, *PROMPTS], sampled, strict=True):
-        lengths.add(len(one.response_ids))
-        with torch.no_grad():
-            logits = lm(input_ids=alone(list(prompt), one.response_ids)).logits
-        logits = prepare_logits(logits[:, len(prompt) - 1 : -1], temperature=1.0, suppressed_id=PAD)
-        expected = token_logprobs(logits, torch.tensor([one.response_ids]))[0]
-        torch.testing.assert_close(torch.tensor(one.logprobs), expected, atol=5 * TOLERANCE, rtol=0)
-    assert len(lengths) > 2  # some rows left the batch before others
 
 
 @pytest.mark.parametrize("name", FAMILIES)

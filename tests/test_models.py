@@ -14,6 +14,7 @@ from tiny import (
     RESPONSES,
     VOCAB,
     batch_of,
+    shipped_tokenizer,
     tiny_lm,
     tiny_policy,
     tiny_reward_model,
@@ -300,9 +301,7 @@ def test_a_language_model_without_a_layer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_base_without_pad_loads_the_same_twice(tmp_path: Path) -> None:
-    from test_tokens import without_pad
-
-    shipped = without_pad()
+    shipped = shipped_tokenizer()
     tiny_lm(vocab_size=len(shipped), pad_token_id=None).save_pretrained(tmp_path)
     shipped.save_pretrained(tmp_path)
     torch.manual_seed(1)

@@ -1,12 +1,10 @@
 """Text to tokens, padding and masks."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
-from tiny import SENTENCES, tiny_lm, tokenizer
-from tokenizers.processors import TemplateProcessing
+from tiny import CHAT_TEMPLATE, shipped_tokenizer, tiny_lm, tokenizer
 
 from rlhf_core.tokens import (
     PAD,
@@ -19,34 +17,6 @@ from rlhf_core.tokens import (
     position_ids,
     similar_batches,
 )
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def without_pad(*, pad_token: str | None = None, prefix: str = "", suffix: str = "") -> Any:
-    """A tokenizer as others ship them: no PAD (or another), perhaps BOS or EOS added by itself."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    specials = ["<s>", "</s>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=280, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(SENTENCES, trainer)
-    if prefix or suffix:
-        bpe.post_processor = TemplateProcessing(
-            single=f"{prefix} $A {suffix}".strip(), special_tokens=[("<s>", 0), ("</s>", 1)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token=pad_token
-    )
 
 
 def test_checklist_1_trained_tokenizer_has_a_pad_that_is_not_eos() -> None:
@@ -61,7 +31,7 @@ def test_every_text_has_an_encoding_and_comes_back() -> None:
 
 @pytest.mark.parametrize("pad_token", [None, "</s>"], ids=["no PAD", "PAD is EOS"])
 def test_checklist_1_a_missing_or_shared_pad_is_replaced(pad_token: str | None) -> None:
-    shipped = without_pad(pad_token=pad_token)
+    shipped = shipped_tokenizer(pad_token=pad_token)
     model = tiny_lm(vocab_size=len(shipped), pad_token_id=None)
     before = model.get_input_embeddings().weight.detach().clone()
     assert ensure_pad_token(shipped, model)
@@ -84,21 +54,21 @@ def test_checklist_1_a_pad_of_its_own_stays() -> None:
 
 
 def test_checklist_1_a_vocabulary_with_room_is_not_resized() -> None:
-    shipped = without_pad()
+    shipped = shipped_tokenizer()
     model = tiny_lm(vocab_size=len(shipped) + 7)
     assert ensure_pad_token(shipped, model)
     assert len(model.get_input_embeddings().weight) == len(shipped) + 6
 
 
 def test_a_tokenizer_without_eos_is_refused() -> None:
-    shipped = without_pad()
+    shipped = shipped_tokenizer()
     shipped.eos_token = None
     with pytest.raises(ValueError, match="no EOS"):
         ensure_pad_token(shipped, tiny_lm(vocab_size=len(shipped)))
 
 
 def test_checklist_3_bos_stands_once_before_the_prompt_and_never_in_the_response() -> None:
-    shipped = without_pad(prefix="<s>")
+    shipped = shipped_tokenizer(prefix="<s>")
     (prompt,), (response,) = (
         encode_prompts(shipped, ["the cat"]),
         encode_responses(shipped, ["a dog"]),
@@ -109,7 +79,7 @@ def test_checklist_3_bos_stands_once_before_the_prompt_and_never_in_the_response
 
 
 def test_checklist_3_an_eos_that_the_tokenizer_appends_does_not_end_the_prompt() -> None:
-    shipped = without_pad(prefix="<s>", suffix="</s>")
+    shipped = shipped_tokenizer(prefix="<s>", suffix="</s>")
     (prompt,), (response,) = (
         encode_prompts(shipped, ["the cat"]),
         encode_responses(shipped, ["a dog"]),
@@ -119,8 +89,7 @@ def test_checklist_3_an_eos_that_the_tokenizer_appends_does_not_end_the_prompt()
 
 
 def test_checklist_3_chat_template_is_rendered_once() -> None:
-    chat = copy.deepcopy(without_pad(prefix="<s>"))
-    chat.chat_template = CHAT_TEMPLATE
+    chat = shipped_tokenizer(prefix="<s>", chat_template=CHAT_TEMPLATE)
     (ids,) = encode_prompts(chat, ["the cat"])
     # The template writes all that there is: the tokenizer's own BOS must not come on top.
     assert chat.decode(ids) == "<user>the cat<assistant>"

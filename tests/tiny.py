@@ -29,6 +29,11 @@ SENTENCES = [
     "Is the café open? Yes, it is!",
 ]
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
 PROMPTS = [[5], [6, 3], [2, 9, 4], [8, 8, 8, 8], [10, 3, 5, 2, 9], [4, 12], [11], [3, 3, 13]]
 RESPONSES = [
     [4, EOS],
@@ -80,6 +85,39 @@ def finite_checkpoint(folder: Path) -> dict[str, Any]:
 @cache
 def tokenizer() -> Any:
     return train_tokenizer(SENTENCES, 300)
+
+
+def shipped_tokenizer(
+    *,
+    pad_token: str | None = None,
+    prefix: str = "",
+    suffix: str = "",
+    chat_template: str | None = None,
+) -> Any:
+    """A tokenizer as others ship them: no PAD (or another), perhaps BOS or EOS added by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    specials = ["<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    if prefix or suffix:
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{prefix} $A {suffix}".strip(), special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token=pad_token,
+        chat_template=chat_template,
+    )
 
 
 def llama_config(*, vocab_size: int = VOCAB, **changes: Any) -> Any:
