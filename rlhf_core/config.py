@@ -490,7 +490,11 @@ class Ppo(Section):
     evaluate_every: PositiveInt = Field(
         10, description="Updates between two looks at the held-out prompts."
     )
-    heldout_prompts: PositiveInt = Field(128, description="Held-out prompts of such a look.")
+    heldout_episodes: PositiveInt = Field(
+        128,
+        description="Responses sampled in such a look, where there are fewer held-out prompts "
+        "several of each.",
+    )
     logged_episodes: NonNegativeInt = Field(
         8, description="Episodes of each looked-at update that the table rollouts keeps."
     )

@@ -20,7 +20,7 @@ from rlhf_core.scoring import penalised_scores, sequence_logprobs
 
 @dataclass(frozen=True)
 class HeldoutLook:
-    """Means over one sampled response per held-out prompt."""
+    """Means over sampled responses to held-out prompts."""
 
     score: float
     kl: float
@@ -48,7 +48,7 @@ def look(
     precision: Precision,
     seed: int,
 ) -> HeldoutLook:
-    """Sample each prompt once, with the same random numbers at every look, and judge."""
+    """Sample each given prompt, with the same random numbers at every look, and judge."""
     sampled = sample(
         policy,
         prompt_ids,

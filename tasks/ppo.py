@@ -1,12 +1,14 @@
 """PPO of the SFT model against the reward model."""
 
+from itertools import cycle, islice
+
 from rlhf_core.errors import InputError
 from rlhf_core.records import ModelArtifact, TableArtifact
 from tasks.lm_common import fitting, set_up_machine
 from tasks.step import StepRun, step
 
 
-@step(version=2, sections=("ppo", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=3, sections=("ppo", "seed", "precision", "ingest.max_rejected_share"))
 def ppo(
     run: StepRun, *, policy: ModelArtifact, reward_model: ModelArtifact, prompts: TableArtifact
 ) -> None:
@@ -45,7 +47,7 @@ def ppo(
     for name, splits in (("ppo", settings.prompt_splits), ("ppo_heldout", ("ppo_heldout",))):
         chosen = frame[frame["split"].isin(splits)].sort_values("prompt_id")
         if name == "ppo_heldout":
-            chosen = chosen.iloc[: settings.heldout_prompts]
+            chosen = chosen.iloc[: settings.heldout_episodes]
         if chosen.empty:
             raise InputError(
                 f"ppo: no prompt is in the split {' or '.join(splits)}; see ingest.split_shares "
@@ -62,6 +64,7 @@ def ppo(
             max_share=config.ingest.max_rejected_share,
         )
         texts[name], ids[name] = [texts[name][k] for k in kept], [ids[name][k] for k in kept]
+    looked_at = list(islice(cycle(ids["ppo_heldout"]), settings.heldout_episodes))
     with run.progress("PPO", settings.updates, "updates") as progress:
         result = train_ppo(
             PpoModels(
@@ -73,7 +76,7 @@ def ppo(
                 precision=machine.precision,
             ),
             ids["ppo"],
-            ids["ppo_heldout"],
+            looked_at,
             settings=settings,
             seed=config.seed,
             work_dir=run.work_dir,

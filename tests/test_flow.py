@@ -82,7 +82,7 @@ TINY: dict[str, Any] = {
         "minibatches": 2,
         "micro_batch_size": 8,
         "max_new_tokens": 24,
-        "heldout_prompts": 4,
+        "heldout_episodes": 37,
         "evaluate_every": 1,
         "checkpoint_every": 1,
         "gate": {"enforce": False},
@@ -306,6 +306,16 @@ def test_ppo_learns_on_the_prompts_of_the_named_splits(finished: Place) -> None:
     rollouts = pd.read_parquet(finished.artifact("ppo") / "rollouts.parquet")
     learnt_on = prompts[prompts["prompt"].isin(set(rollouts["prompt"]))]
     assert set(learnt_on["split"]) == {"ppo", "reward"}
+
+
+def test_few_heldout_prompts_are_each_looked_at_several_times(finished: Place) -> None:
+    prompts = pd.read_parquet(finished.artifact("ingest") / "prompts.parquet")
+    assert 0 < (prompts["split"] == "ppo_heldout").sum() < 37
+    metrics = pd.read_parquet(finished.artifact("ppo") / "metrics.parquet")
+    lengths = metrics[metrics["name"] == "heldout/length"]["value"]
+    assert len(lengths) == 4
+    tokens = 37 * lengths.to_numpy()  # means of 37 whole numbers
+    assert tokens == pytest.approx(tokens.round(), abs=1e-9)
 
 
 def test_headline_facts_are_few_and_have_intervals(finished: Place) -> None:
