@@ -321,8 +321,15 @@ class RewardModel(nn.Module):
         return outputs.masked_fill(~batch.response_mask, 0.0)
 
     def values(self, batch: Batch) -> Float[Tensor, "B R"]:
-        """The same output one token earlier, before each response token is known; unmasked."""
-        return self._outputs(self.states(batch)[:, batch.prompt_ids.shape[1] - 1 : -1])
+        """The score so far, before each response token is known; unmasked.
+
+        `last`: the output one token earlier. `token`: the mean of the outputs from the prompt's
+        last token on.
+        """
+        outputs = self._outputs(self.states(batch)[:, batch.prompt_ids.shape[1] - 1 : -1])
+        if self.score_at == "last":
+            return outputs
+        return outputs.cumsum(1) / torch.arange(1, outputs.shape[1] + 1, device=outputs.device)
 
     def _outputs(self, states: Float[Tensor, "B R D"]) -> Float[Tensor, "B R"]:
         with torch.autocast(states.device.type, enabled=False):

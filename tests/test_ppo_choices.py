@@ -143,21 +143,27 @@ def test_a_loss_that_is_not_finite_is_no_early_end() -> None:
 # --- the value function ---------------------------------------------------------------------------
 
 
-def separate(folder: Path, seed: int = 3) -> PpoModels:
+def separate(folder: Path, seed: int = 3, *, score_at: str = "last") -> PpoModels:
     models = ppo_models()
-    value_model = tiny_reward_model(folder, seed)
+    value_model = tiny_reward_model(folder, seed, score_at=score_at)
     return replace(models, policy=PolicyWithValue(models.policy.lm, value_model=value_model))
 
 
-def test_a_separate_value_model_starts_as_the_reward_model(tmp_path: Path) -> None:
-    models = separate(tmp_path)
-    scorer = tiny_reward_model(tmp_path, 3)
+@pytest.mark.parametrize("score_at", ["last", "token"])
+def test_a_separate_value_model_starts_as_the_reward_model(score_at: str, tmp_path: Path) -> None:
+    models = separate(tmp_path, score_at=score_at)
+    scorer = tiny_reward_model(tmp_path, 3, score_at=score_at)
     (rollout,), _, _ = collect(models, ppo_settings(minibatches=1, micro_batch_size=8))
     with torch.no_grad():
         scores = scorer.token_scores(rollout.batch)
-    both = rollout.batch.response_mask[:, 1:]  # the value before token t is the score at t - 1
+    both = rollout.batch.response_mask[:, 1:]
     assert both.any()
-    torch.testing.assert_close(rollout.values[:, 1:][both], scores[:, :-1][both])
+    values = rollout.values
+    if score_at == "token":  # means of 1, 2, 3 ... outputs; what each adds is one output
+        counts = torch.arange(1, values.shape[1] + 1)
+        values = (counts * values).diff(dim=1, prepend=torch.zeros(len(values), 1))
+    # The value before token t ends with the score at t - 1.
+    torch.testing.assert_close(values[:, 1:][both], scores[:, :-1][both])
 
 
 def test_a_separate_value_model_and_the_policy_do_not_pull_at_one_another(tmp_path: Path) -> None:
