@@ -526,6 +526,11 @@ class Ppo(Section):
                 "max_update_kl must be null where ratio_reference is initial, which measures the "
                 f"way from the start, got {self.max_update_kl:g}"
             )
+        if self.max_update_kl is not None and self.epochs * self.minibatches == 1:
+            raise ValueError(
+                "max_update_kl must be null where an update is one optimizer step, which nothing "
+                f"comes before, got {self.max_update_kl:g}"
+            )
         if self.value_warmup_updates >= self.updates:
             raise ValueError(
                 f"value_warmup_updates must be < updates = {self.updates}, or the policy never "

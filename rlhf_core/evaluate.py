@@ -21,7 +21,8 @@ class JudgedText:
     score: float
     """Of the reward model, normalised, without penalties."""
     kl: float
-    """log p(response) under the policy minus under the reference at temperature 1, nats."""
+    """log p(response) under the policy as it was sampled minus under the reference at temperature
+    1, nats; its mean estimates the KL."""
     finish_reason: str
 
 
@@ -47,11 +48,7 @@ class Judge:
         samples_per_prompt: int = 1,
         progress: Progress | None = None,
     ) -> list[JudgedText]:
-        """Sample each prompt `samples_per_prompt` times (temperature 0: greedily) and measure.
-
-        The KL compares the models at temperature 1 on texts of the sampling temperature: it is an
-        estimate of the policy's KL where that temperature is 1, a distance elsewhere.
-        """
+        """Sample each prompt `samples_per_prompt` times (temperature 0: greedily) and measure."""
         rows = [i for i in range(len(prompt_ids)) for _ in range(samples_per_prompt)]
         prompts = [prompt_ids[row] for row in rows]
         sampled = sample(
@@ -71,19 +68,30 @@ class Judge:
             self.reward_model, prompts, responses, pad_id=self.pad_id, precision=self.precision
         )
         kl = torch.zeros(len(prompts))
-        if policy is not self.reference:
-            kl = self._logprobs(policy, prompts, responses)
-            kl -= self._logprobs(self.reference, prompts, responses)
+        if policy is not self.reference or temperature != 1.0:
+            kl -= self._logprobs(self.reference, prompts, responses, temperature=1.0)
+            if temperature > 0:  # greedily the response has probability 1
+                kl += self._logprobs(policy, prompts, responses, temperature=temperature)
         return [
             JudgedText(row, one.response_ids, scores[i].item(), kl[i].item(), one.finish_reason)
             for i, (row, one) in enumerate(zip(rows, sampled, strict=True))
         ]
 
     def _logprobs(
-        self, model: CausalLM, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+        self,
+        model: CausalLM,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        temperature: float,
     ) -> torch.Tensor:
         return sequence_logprobs(
-            model, prompts, responses, temperature=1.0, pad_id=self.pad_id, precision=self.precision
+            model,
+            prompts,
+            responses,
+            temperature=temperature,
+            pad_id=self.pad_id,
+            precision=self.precision,
         )
 
 

@@ -395,6 +395,9 @@ def update_policy(
                     "PPO's loss or gradient is no longer finite; lower ppo.learning_rate of "
                     f"{settings.learning_rate:g} or set ppo.max_grad_norm"
                 )
+            for part, norm in zip(("policy", "value"), norms, strict=False):
+                name = f"{part}/grad_norm"
+                sums[name] = sums.get(name, 0.0) + norm.item() * num_tokens
             if settings.max_update_kl is not None and moved > settings.max_update_kl:
                 optimizer.zero_grad(set_to_none=True)
                 return _means(sums, seen_tokens, rollouts, settings), steps

@@ -18,7 +18,7 @@ from tasks.step import StepRun, step
 if TYPE_CHECKING:
     import pandas as pd
 
-METRIC_VERSION = 1
+METRIC_VERSION = 2
 DEMONSTRATIONS = "demonstrations"
 HEADLINE = {
     *(("ppo", metric) for metric in ("task_win_rate", "task_win_rate_vs_best_sft", "win_rate")),
@@ -80,7 +80,7 @@ def _metric_file(config: PipelineConfig) -> dict[str, str]:
 
 
 @step(
-    version=1,
+    version=2,
     sections=("evaluate", "seed", "precision", "ingest.max_rejected_share"),
     external=_metric_file,
 )

@@ -398,18 +398,20 @@ def test_checklist_18_and_19_optimizer_steps_are_counted(
 
 
 def test_checklist_19_gradient_norm_is_clipped_when_set() -> None:
-    norms = []
+    norms, told = [], []
     for limit in (None, 0.05):
         models = apart(ppo_models())
         start = copy.deepcopy(models.policy)
         settings = ppo_settings(epochs=1, minibatches=1, micro_batch_size=4, max_grad_norm=limit)
         rollouts, _, _ = collect(models, settings)
         optimizer = torch.optim.SGD(models.policy.parameters(), lr=1.0)
-        update_policy(models, rollouts, optimizer, settings, kl_coef=0.1, seed=0)
+        stats, _ = update_policy(models, rollouts, optimizer, settings, kl_coef=0.1, seed=0)
+        told.append(stats["policy/grad_norm"])
         pairs = zip(models.policy.parameters(), start.parameters(), strict=True)
         norms.append(math.sqrt(sum((a - b).square().sum().item() for a, b in pairs)))
     assert norms[0] > 0.1
     assert norms[1] == pytest.approx(0.05, rel=1e-3)
+    assert told == pytest.approx([norms[0]] * 2, rel=1e-3)  # before clipping
 
 
 def test_checklist_19_epochs_reshuffle_the_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_checklist_18_an_update_ends_where_the_policy_has_moved_too_far(tmp_path
 
 def test_a_loss_that_is_not_finite_is_no_early_end() -> None:
     models = ppo_models()
-    settings = ppo_settings(minibatches=1, max_update_kl=1e-9)
+    settings = ppo_settings(epochs=2, minibatches=1, max_update_kl=1e-9)
     rollouts, _, _ = collect(models, settings)
     rollouts[0].old_logprobs -= 1000.0
     with pytest.raises(FloatingPointError, match="no longer finite"):
@@ -262,6 +262,10 @@ GROUPS: dict[str, Any] = {"advantage_estimator": "grpo", "samples_per_prompt": 2
         (
             {"max_update_kl": 0.1, "ratio_reference": "initial"},
             "max_update_kl must be null where ratio_reference is initial",
+        ),
+        (
+            {"max_update_kl": 0.1, "epochs": 1, "minibatches": 1},
+            "max_update_kl must be null where an update is one optimizer step",
         ),
     ],
 )

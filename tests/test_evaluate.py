@@ -1,0 +1,65 @@
+"""Texts of a policy with what is measured on them."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny import EOS, PAD, PROMPTS, tiny_lm, tiny_reward_model
+
+from rlhf_core.evaluate import Judge, JudgedText, best_of_n, best_of_n_kl, perplexity
+from rlhf_core.logprobs import prepare_logits, token_logprobs
+
+
+def judge(reference: Any, tmp_path: Any) -> Judge:
+    return Judge(
+        reference=reference,
+        reward_model=tiny_reward_model(tmp_path).eval(),
+        pad_id=PAD,
+        eos_id=EOS,
+        max_new_tokens=6,
+        batch_size=4,
+        precision="fp32",
+    )
+
+
+def logprob(model: Any, prompt: list[int], response: list[int], temperature: float) -> float:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + response])).logits
+    logits = prepare_logits(
+        logits[:, len(prompt) - 1 : -1], temperature=temperature, suppressed_id=PAD
+    )
+    return float(token_logprobs(logits, torch.tensor([response])).sum())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("same", [True, False])
+def test_the_kl_is_that_of_the_policy_as_it_was_sampled(
+    temperature: float, same: bool, tmp_path: Any
+) -> None:
+    reference = tiny_lm(0)
+    policy = reference if same else tiny_lm(1)
+    texts = judge(reference, tmp_path).judge(policy, PROMPTS, temperature=temperature, seed=0)
+    for text in texts:
+        prompt = PROMPTS[text.prompt_index]
+        own = logprob(policy, prompt, text.response_ids, temperature) if temperature else 0.0
+        expected = own - logprob(reference, prompt, text.response_ids, 1.0)
+        assert text.kl == pytest.approx(expected, abs=1e-4)
+    if same and temperature == 1.0:
+        assert all(text.kl == 0 for text in texts)
+    if temperature == 0.0:  # -log p of one text
+        assert all(text.kl > 0 for text in texts)
+
+
+def test_best_of_n_takes_the_highest_score_of_each_prompt() -> None:
+    texts = [JudgedText(row, [EOS], score, 0.0, "eos") for row, score in
+             [(0, 0.1), (0, 0.7), (0, 0.3), (1, -2.0), (1, -3.0)]]  # fmt: skip
+    assert [(text.prompt_index, text.score) for text in best_of_n(texts)] == [(0, 0.7), (1, -2.0)]
+    assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
+
+
+def test_perplexity_by_hand() -> None:
+    model, prompts, responses = tiny_lm(0), [[5], [6, 3]], [[4, EOS], [9, 9, 2]]
+    total = sum(logprob(model, p, r, 1.0) for p, r in zip(prompts, responses, strict=True))
+    actual = perplexity(model, prompts, responses, pad_id=PAD, precision="fp32")
+    assert actual == pytest.approx(math.exp(-total / 5), rel=1e-4)
