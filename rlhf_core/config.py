@@ -418,7 +418,12 @@ class Ppo(Section):
         32, description="Episodes per forward pass; must divide the minibatch."
     )
     learning_rate: PositiveFloat = Field(
-        1e-4, description="Adam learning rate at the start; decays linearly to 0."
+        1e-4, description="Adam learning rate at its highest; decays linearly to 0."
+    )
+    warmup_share: Share = Field(
+        0.0,
+        description="Share of the updates over which the rate rises. Adam's first steps are as "
+        "large as any, whatever the gradient's noise.",
     )
     adam_epsilon: PositiveFloat = Field(1e-5, description="Adam's epsilon.")
     max_grad_norm: PositiveFloat | None = Field(

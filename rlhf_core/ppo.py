@@ -35,7 +35,7 @@ from rlhf_core.ppo_state import (
     prompts_of_update,
     save_ppo_state,
 )
-from rlhf_core.runtime import Metrics, NoProgress, Precision, Progress, autocast
+from rlhf_core.runtime import Metrics, NoProgress, Precision, Progress, autocast, linear_schedule
 from rlhf_core.scoring import batches, penalised_scores
 from rlhf_core.tokens import Batch
 
@@ -122,6 +122,7 @@ def train_ppo(
     optimizer = torch.optim.Adam(
         models.policy.parameters(), lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
     )
+    schedule = linear_schedule(settings.updates, warmup_share=settings.warmup_share)
     target = settings.kl_target if settings.kl_controller == "adaptive" else None
     state = load_ppo_state(work_dir, models.policy, optimizer) or PpoState(
         controller=KlController(settings.kl_coef, target, settings.kl_horizon),
@@ -149,7 +150,7 @@ def train_ppo(
     while state.update < settings.updates and not state.stopped:
         rollouts, episodes, stats = collect_rollouts(models, prompt_ids, settings, state, seed=seed)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * (1 - state.update / settings.updates)
+            group["lr"] = settings.learning_rate * schedule(state.update)
         warm_up = state.update < settings.value_warmup_updates
         update_stats, steps = update_policy(
             models,

@@ -397,6 +397,15 @@ def test_checklist_18_and_19_optimizer_steps_are_counted(
     assert {step["eps"] for step in adam_steps} == {3e-5}
 
 
+def test_the_rate_rises_over_the_share_of_updates_that_is_set(
+    tmp_path: Path, adam_steps: list[dict[str, float]]
+) -> None:
+    run(ppo_models(), tmp_path, updates=5, epochs=1, minibatches=1, learning_rate=0.003,
+        warmup_share=0.4)  # fmt: skip
+    expected = [0.003 * share for share in (1 / 3, 2 / 3, 1, 2 / 3, 1 / 3)]
+    assert [step["lr"] for step in adam_steps] == pytest.approx(expected)
+
+
 def test_checklist_19_gradient_norm_is_clipped_when_set() -> None:
     norms, told = [], []
     for limit in (None, 0.05):
