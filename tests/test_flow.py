@@ -27,6 +27,7 @@ from rlhf_core.tokens import encode_prompts
 from tasks import step as steps
 from tasks import store as store_module
 from tasks.reporting.lineage import load_run
+from tasks.reporting.sheets import METRIC_NAMES
 from tasks.reward import contrasted_demonstrations
 from tasks.step import StepRun, open_store
 from tasks.store import ArtifactStore
@@ -316,6 +317,11 @@ def test_few_heldout_prompts_are_each_looked_at_several_times(finished: Place) -
     assert len(lengths) == 4
     tokens = 37 * lengths.to_numpy()  # means of 37 whole numbers
     assert tokens == pytest.approx(tokens.round(), abs=1e-9)
+
+
+def test_every_measured_number_has_a_name_in_the_report(finished: Place) -> None:
+    evaluation = pd.read_parquet(finished.artifact("evaluate") / "evaluation.parquet")
+    assert set(evaluation["metric"]) <= set(METRIC_NAMES)
 
 
 def test_headline_facts_are_few_and_have_intervals(finished: Place) -> None:

@@ -15,6 +15,7 @@ SHARES = {
     "task_win_rate",
     "task_win_rate_vs_best_sft",
     "task_win_rate_vs_demonstrations",
+    "task_accuracy",
     "length_controlled_win_rate",
     "eos_share",
 }
@@ -23,6 +24,8 @@ METRIC_NAMES = {
     "win_rate": "Wins vs SFT",
     "length_controlled_win_rate": "Wins vs SFT, length held equal",
     "task_metric": "Task metric",
+    "task_metric_minus_sft": "Task metric less SFT's",
+    "task_accuracy": "Pairs right by task metric",
     "task_win_rate": "Wins vs SFT by task metric",
     "task_win_rate_vs_best_sft": "Wins vs best SFT by task metric",
     "task_win_rate_vs_demonstrations": "Wins vs demonstrations by task metric",
