@@ -584,6 +584,9 @@ class Evaluate(Section):
     temperature: PositiveFloat = Field(
         1.0, description="Temperature at which the models are compared."
     )
+    samples_per_prompt: PositiveInt = Field(
+        1, description="Texts of each prompt by SFT and PPO: more make narrower intervals."
+    )
     sft_temperatures: list[PositiveFloat] = Field(
         [0.3, 0.7], description="Further temperatures at which the SFT model is tried."
     )

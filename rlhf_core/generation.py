@@ -107,7 +107,11 @@ def _sample_batch(
     eos_id: int,
     generator: torch.Generator,
 ) -> list[Sampled]:
-    batch = collate(prompt_ids, [[]] * len(prompt_ids), pad_id=pad_id, device=model.device)
+    # A prompt that is there several times is read once.
+    distinct = list(dict.fromkeys(map(tuple, prompt_ids)))
+    number = {ids: row for row, ids in enumerate(distinct)}
+    which = torch.tensor([number[tuple(ids)] for ids in prompt_ids], device=model.device)
+    batch = collate(distinct, [[]] * len(distinct), pad_id=pad_id, device=model.device)
     input_ids, attention_mask = batch.prompt_ids, batch.prompt_mask
     positions = position_ids(attention_mask)
     cache = make_cache(model.config)
@@ -124,7 +128,12 @@ def _sample_batch(
             use_cache=True,
             logits_to_keep=1,
         )
-        token, logprob = _draw(output.logits[:, -1], temperature, pad_id, generator)
+        logits = output.logits[:, -1]
+        if t == 0:
+            cache.batch_select_indices(which)
+            logits, attention_mask = logits[which], attention_mask[which]
+            positions = positions[which]
+        token, logprob = _draw(logits, temperature, pad_id, generator)
         token = token.masked_fill(~running, pad_id)
         tokens[rows, t] = token
         logprobs[rows, t] = logprob.masked_fill(~running, 0.0)

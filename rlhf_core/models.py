@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rlhf_core.config import Model
+from rlhf_core.prefixes import Prefix
 from rlhf_core.tokens import Batch, Tokenizer, collate, ensure_pad_token, position_ids
 
 CausalLM = Any
@@ -301,24 +302,31 @@ class RewardModel(nn.Module):
         self.classifier.save_pretrained(folder)
         _save_tokenizer(tokenizer, folder)
 
-    def states(self, batch: Batch) -> Float[Tensor, "B T D"]:
-        """The trunk's last states, of prompt and response."""
-        attention_mask = batch.attention_mask
+    def states(self, batch: Batch, prefix: Prefix | None = None) -> Float[Tensor, "B R1 D"]:
+        """The trunk's last states from the prompt's last token on, R1 = R + 1.
+
+        Args:
+            batch: prompts (of at least one token) and responses.
+            prefix: what stands before the batch's prompts, used up by this call.
+        """
+        mask = batch.attention_mask
+        if prefix is not None:
+            mask = torch.cat([prefix.mask, mask], 1)
         states: Tensor = self.classifier.base_model(
             input_ids=batch.input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
-            use_cache=False,
+            attention_mask=mask,
+            position_ids=position_ids(mask)[:, -batch.input_ids.shape[1] :],
+            past_key_values=prefix and prefix.cache,
+            use_cache=prefix is not None,
         ).last_hidden_state
-        return states
+        return states[:, batch.prompt_ids.shape[1] - 1 :]
 
     def token_scores(
-        self, batch: Batch, states: Float[Tensor, "B T D"] | None = None
+        self, batch: Batch, states: Float[Tensor, "B R1 D"] | None = None
     ) -> Float[Tensor, "B R"]:
         """The head's normalised output at each response token, fp32; 0 where masked."""
         states = self.states(batch) if states is None else states
-        outputs = self._outputs(states[:, batch.prompt_ids.shape[1] :])
-        return outputs.masked_fill(~batch.response_mask, 0.0)
+        return self._outputs(states[:, 1:]).masked_fill(~batch.response_mask, 0.0)
 
     def values(self, batch: Batch) -> Float[Tensor, "B R"]:
         """The score so far, before each response token is known; unmasked.
@@ -326,7 +334,7 @@ class RewardModel(nn.Module):
         `last`: the output one token earlier. `token`: the mean of the outputs from the prompt's
         last token on.
         """
-        outputs = self._outputs(self.states(batch)[:, batch.prompt_ids.shape[1] - 1 : -1])
+        outputs = self._outputs(self.states(batch)[:, :-1])
         if self.score_at == "last":
             return outputs
         return outputs.cumsum(1) / torch.arange(1, outputs.shape[1] + 1, device=outputs.device)

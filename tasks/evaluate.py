@@ -18,7 +18,7 @@ from tasks.step import StepRun, step
 if TYPE_CHECKING:
     import pandas as pd
 
-METRIC_VERSION = 2
+METRIC_VERSION = 3
 DEMONSTRATIONS = "demonstrations"
 HEADLINE = {
     *(("ppo", metric) for metric in ("task_win_rate", "task_win_rate_vs_best_sft", "win_rate")),
@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 
 @dataclass
 class Texts:
-    """The texts of one model, one per prompt and in the order of the prompts."""
+    """The texts of one model: one of each prompt, in the order of the prompts, then the next."""
 
     model: str
     decoding: str
@@ -80,7 +80,7 @@ def _metric_file(config: PipelineConfig) -> dict[str, str]:
 
 
 @step(
-    version=2,
+    version=3,
     sections=("evaluate", "seed", "precision", "ingest.max_rejected_share"),
     external=_metric_file,
 )
@@ -175,8 +175,8 @@ def _sample_models(
         precision=machine.precision,
     )
     plan: list[tuple[str, Any, float, int]] = [
-        ("sft", lm, settings.temperature, 1),
-        ("ppo", trained, settings.temperature, 1),
+        ("sft", lm, settings.temperature, settings.samples_per_prompt),
+        ("ppo", trained, settings.temperature, settings.samples_per_prompt),
     ]
     plan += [
         (f"sft_t{t:g}", lm, t, 1) for t in settings.sft_temperatures if t != settings.temperature
@@ -212,13 +212,16 @@ def _sample_models(
                 samples_per_prompt=n,
             )
             decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}"
-            if n > 1:
+            picked = name.startswith("best_of")
+            if picked:
                 pool = [
                     (text.prompt_index, decode_response(tokenizer, text.response_ids), text.score)
                     for text in texts
                 ]
                 texts, decoding = best_of_n(texts), f"best of {n} at {decoding}"
-            add(name, decoding, texts, kl_measured=n == 1)
+            else:
+                texts = [text for first in range(n) for text in texts[first::n]]
+            add(name, decoding, texts, kl_measured=not picked)
             done += len(prompt_ids) * n
             progress.update(done)
     demos = run.read(demonstrations).drop_duplicates("prompt_id").set_index("prompt_id")["response"]
@@ -247,7 +250,7 @@ def _score_task(run: StepRun, prompts: Sequence[str], models: dict[str, Texts]) 
     metric = load_task_metric(run.config.evaluate.task_metric)
     if metric is not None:
         for texts in models.values():
-            pairs = zip(prompts, texts.responses, strict=True)
+            pairs = zip(itertools.cycle(prompts), texts.responses, strict=False)
             try:
                 texts.task = np.array(
                     [metric.score(prompt, response) for prompt, response in pairs], dtype=float
@@ -258,7 +261,11 @@ def _score_task(run: StepRun, prompts: Sequence[str], models: dict[str, Texts]) 
 
 
 class Comparison:
-    """Rows of the table `evaluation`."""
+    """Rows of the table `evaluation`.
+
+    Every interval is a bootstrap over prompts, whose texts stay together. A model with one text of
+    a prompt is compared with each text of one with several.
+    """
 
     def __init__(self, config: PipelineConfig, weights: Floats, higher_is_better: bool) -> None:
         self.settings = config.evaluate
@@ -269,7 +276,6 @@ class Comparison:
     def rows(self, models: dict[str, Texts]) -> list[dict[str, Any]]:
         """Every model by itself, and against SFT, its best temperature, and the demonstrations."""
         from rlhf_core.metrics import (
-            distinct_n,
             length_controlled_interval,
             length_controlled_win_rate,
             win_outcomes,
@@ -277,13 +283,14 @@ class Comparison:
 
         sft = models["sft"]
         best = models[self.best_sft(models)]
+        num = len(self.weights)
         rows: list[dict[str, Any]] = []
 
-        def mean(texts: Texts, metric: str, values: Floats, weights: Floats | None = None) -> None:
+        def mean(texts: Texts, metric: str, values: Floats, *, weighted: bool = False) -> None:
+            weights = np.resize(self.weights, len(values)) if weighted else None
             value = float(np.average(values, weights=weights))
-            rows.append(
-                self._row(texts.model, metric, value, self._interval(values, weights), len(values))
-            )
+            interval = self._interval(values, weights)
+            rows.append(self._row(texts.model, metric, value, interval, num))
 
         for texts in models.values():
             mean(texts, "score", texts.scores)
@@ -291,25 +298,19 @@ class Comparison:
             mean(texts, "eos_share", texts.eos)
             if not np.isnan(texts.kl).any():
                 mean(texts, "kl", texts.kl)
-            rows.append(
-                self._row(
-                    texts.model,
-                    "distinct_2",
-                    distinct_n(texts.response_ids, 2),
-                    None,
-                    len(texts.responses),
-                )
-            )
+            diversity = self._distinct_2(texts)
+            rows.append(self._row(texts.model, "distinct_2", diversity, None, num))
             if texts.task is not None:
-                mean(texts, "task_metric", texts.task, self.weights)
+                mean(texts, "task_metric", texts.task, weighted=True)
             if texts is not sft:
-                outcomes = win_outcomes(texts.scores, sft.scores)
+                outcomes = win_outcomes(*_aligned(texts.scores, sft.scores))
+                lengths, sft_lengths = _aligned(texts.lengths, sft.lengths)
                 mean(texts, "win_rate", outcomes)
-                controlled = length_controlled_win_rate(outcomes, texts.lengths, sft.lengths)
                 interval = length_controlled_interval(
                     outcomes,
-                    texts.lengths,
-                    sft.lengths,
+                    lengths,
+                    sft_lengths,
+                    groups=self._prompts(outcomes),
                     num_samples=min(500, self.settings.bootstrap_samples),
                     seed=self.seed,
                 )
@@ -317,9 +318,9 @@ class Comparison:
                     self._row(
                         texts.model,
                         "length_controlled_win_rate",
-                        controlled,
+                        length_controlled_win_rate(outcomes, lengths, sft_lengths),
                         interval,
-                        len(outcomes),
+                        num,
                     )
                 )
             if texts.task is None:
@@ -329,14 +330,25 @@ class Comparison:
                 rivals["task_win_rate_vs_demonstrations"] = models[DEMONSTRATIONS]
             for metric, rival in rivals.items():
                 if rival is not texts and rival.task is not None:
-                    mean(
-                        texts, metric, win_outcomes(self.sign * texts.task, self.sign * rival.task)
-                    )
+                    task, rival_task = _aligned(texts.task, rival.task)
+                    mean(texts, metric, win_outcomes(self.sign * task, self.sign * rival_task))
             base = models.get("sft_greedy") if texts.model == "ppo_greedy" else sft
             if base is not None and base is not texts and base.task is not None:
                 # The same prompts on both sides: far narrower than two separate intervals.
-                mean(texts, "task_metric_minus_sft", texts.task - base.task, self.weights)
+                task, base_task = _aligned(texts.task, base.task)
+                mean(texts, "task_metric_minus_sft", task - base_task, weighted=True)
         return rows
+
+    def _prompts(self, values: Floats) -> NDArray[np.int64]:
+        return np.arange(len(values)) % len(self.weights)
+
+    def _distinct_2(self, texts: Texts) -> float:
+        """Of one text of each prompt, as it falls with the number of texts; the mean of all."""
+        from rlhf_core.metrics import distinct_n
+
+        num = len(self.weights)
+        starts = range(0, len(texts.responses), num)
+        return float(np.mean([distinct_n(texts.response_ids[i : i + num], 2) for i in starts]))
 
     def reward_model_rows(
         self, pool: Sequence[PooledText], prompts: Sequence[str], metric: Any
@@ -373,7 +385,8 @@ class Comparison:
         def quality(texts: Texts) -> float:
             if texts.task is None:
                 return float(texts.scores.mean())
-            return self.sign * float(np.average(texts.task, weights=self.weights))
+            weights = np.resize(self.weights, len(texts.task))
+            return self.sign * float(np.average(texts.task, weights=weights))
 
         return max(
             (name for name in models if name.startswith("sft")),
@@ -384,7 +397,11 @@ class Comparison:
         from rlhf_core.metrics import bootstrap_interval
 
         return bootstrap_interval(
-            values, weights=weights, num_samples=self.settings.bootstrap_samples, seed=self.seed
+            values,
+            groups=self._prompts(values),
+            weights=weights,
+            num_samples=self.settings.bootstrap_samples,
+            seed=self.seed,
         )
 
     @staticmethod
@@ -404,25 +421,30 @@ class Comparison:
         }
 
 
+def _aligned(values: Floats, others: Floats) -> tuple[Floats, Floats]:
+    """Text beside text of the same prompt: the shorter is repeated."""
+    length = max(len(values), len(others))
+    return np.resize(values, length), np.resize(others, length)
+
+
 def _samples_table(models: dict[str, Texts], frame: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "model": texts.model,
-                    "prompt_id": frame["prompt_id"],
-                    "sample_index": 0,
-                    "prompt": frame["prompt"],
-                    "response": texts.responses,
-                    "score": texts.scores,
-                    "task_metric": texts.task if texts.task is not None else math.nan,
-                    "kl": texts.kl,
-                    "decoding": texts.decoding,
-                }
-            )
-            for texts in models.values()
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for texts in models.values():
+        length = len(texts.responses)
+        table = pd.DataFrame(
+            {
+                "model": texts.model,
+                "prompt_id": np.resize(frame["prompt_id"], length),
+                "sample_index": np.arange(length) // len(frame),
+                "prompt": np.resize(frame["prompt"], length),
+                "response": texts.responses,
+                "score": texts.scores,
+                "task_metric": texts.task if texts.task is not None else math.nan,
+                "kl": texts.kl,
+                "decoding": texts.decoding,
+            }
+        )
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

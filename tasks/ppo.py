@@ -8,7 +8,7 @@ from tasks.lm_common import fitting, set_up_machine
 from tasks.step import StepRun, step
 
 
-@step(version=3, sections=("ppo", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=4, sections=("ppo", "seed", "precision", "ingest.max_rejected_share"))
 def ppo(
     run: StepRun, *, policy: ModelArtifact, reward_model: ModelArtifact, prompts: TableArtifact
 ) -> None:

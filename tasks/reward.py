@@ -21,7 +21,7 @@ METRIC_VERSION = 1
 """Version of how the numbers in `evaluation` are computed."""
 
 
-@step(version=5, sections=("reward", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=6, sections=("reward", "seed", "precision", "ingest.max_rejected_share"))
 def reward(
     run: StepRun,
     *,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@step(version=2, sections=("sample", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=3, sections=("sample", "seed", "precision", "ingest.max_rejected_share"))
 def sample(run: StepRun, *, model: ModelArtifact, prompts: TableArtifact) -> None:
     """Sample texts for the prompts of the splits `reward` and `reward_heldout`."""
     import pandas as pd

@@ -17,6 +17,7 @@ from rlhf_core.models import (
     output_layer,
     response_logits,
 )
+from rlhf_core.prefixes import read_prefixes
 from rlhf_core.tokens import collate, encode_prompts, encode_responses
 
 TOLERANCE = 5e-5
@@ -168,6 +169,37 @@ def test_scores_are_those_of_the_text_alone(name: str, score_at: str, tmp_path: 
     if score_at == "token" and type(configs()[name]) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
         pytest.skip(f"transformers has no token classifier for {name}")
     check_scores(family(name), PROMPTS, RESPONSES, PAD, score_at=score_at, folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompt_read_once_for_all_its_texts_is_the_same(name: str, tmp_path: Path) -> None:
+    family(name).save_pretrained(tmp_path)
+    scorer = RewardModel.from_causal_lm(tmp_path, score_at="last").eval()
+    trunk = scorer.classifier.base_model
+    prompts = [[5], [6, 3], [4, 2, 9, 4, 3, 8, 8, 2, 5], [10, 3, 5, 2, 9]]
+    owners = [2, 0, 3, 2, 1, 1, 3, 2]
+    weights = torch.randn(len(owners), 7, 32, generator=torch.Generator().manual_seed(0))
+
+    def gradients(states: torch.Tensor, batch: Any) -> list[torch.Tensor]:
+        read = torch.nn.functional.pad(batch.response_mask, (1, 0), value=True).unsqueeze(-1)
+        loss = (states * weights[:, : states.shape[1]] * read).sum()
+        return list(torch.autograd.grad(loss, list(trunk.parameters()), allow_unused=True))
+
+    whole = collate([prompts[i] for i in owners], RESPONSES, pad_id=PAD)
+    expected = scorer.states(whole)
+    rest = collate([prompts[i][-1:] for i in owners], RESPONSES, pad_id=PAD)
+    read = read_prefixes(
+        trunk, [ids[:-1] for ids in prompts], pad_id=PAD, device=torch.device("cpu")
+    )
+    states = scorer.states(rest, read.rows(torch.tensor(owners)))
+    again = scorer.states(rest, read.rows(torch.tensor(owners)))  # one reading serves many
+    assert torch.equal(states, again)
+    for row, response in enumerate(RESPONSES):
+        kept = slice(0, len(response) + 1)
+        torch.testing.assert_close(states[row, kept], expected[row, kept], atol=2e-5, rtol=1e-5)
+    for actual, wanted in zip(gradients(states, rest), gradients(expected, whole), strict=True):
+        if wanted is not None:  # a pooling layer that no state goes through
+            torch.testing.assert_close(actual, wanted, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

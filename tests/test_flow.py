@@ -93,7 +93,8 @@ TINY: dict[str, Any] = {
         "max_prompts": 8,
         "max_new_tokens": 24,
         "sft_temperatures": [0.7],
-        "best_of_n": 2,
+        "best_of_n": 3,
+        "samples_per_prompt": 2,
         "bootstrap_samples": 100,
         "task_metric": "demo_gold",
     },
@@ -317,6 +318,35 @@ def test_few_heldout_prompts_are_each_looked_at_several_times(finished: Place) -
     assert len(lengths) == 4
     tokens = 37 * lengths.to_numpy()  # means of 37 whole numbers
     assert tokens == pytest.approx(tokens.round(), abs=1e-9)
+
+
+def test_several_texts_of_a_prompt_are_averaged_and_compared_prompt_by_prompt(
+    finished: Place,
+) -> None:
+    folder = finished.artifact("evaluate")
+    texts = pd.read_parquet(folder / "evaluation_samples.parquet")
+    measured: Any = pd.read_parquet(folder / "evaluation.parquet").set_index(["model", "metric"])
+    num = texts["prompt_id"].nunique()
+    of_models = measured.index.get_level_values("model") != "reward_model"
+    assert (measured.loc[of_models, "n"] == num).all()
+    for model, draws in {"sft": 2, "ppo": 2, "sft_greedy": 1, "best_of_3": 1}.items():
+        own = texts[texts["model"] == model]
+        assert sorted(own["sample_index"].unique()) == list(range(draws))
+        assert len(own) == draws * num
+        assert measured.loc[(model, "score"), "value"] == pytest.approx(own["score"].mean())
+    sft = texts[texts["model"] == "sft"]
+    assert (sft.groupby("prompt_id")["response"].nunique() > 1).any()
+    for model in ("ppo", "best_of_3"):
+        own = texts[texts["model"] == model]
+        # Draw by draw where both have two, else the one text against both of SFT.
+        on = ["prompt_id", "sample_index"] if model == "ppo" else ["prompt_id"]
+        both: Any = own.merge(sft, on=on, suffixes=("", "_sft"))
+        won = (both["score"] > both["score_sft"]) + 0.5 * (both["score"] == both["score_sft"])
+        assert len(both) == 2 * num
+        assert measured.loc[(model, "win_rate"), "value"] == pytest.approx(won.mean())
+        by_prompt = won.groupby(both["prompt_id"]).mean()
+        width = measured.loc[(model, "win_rate"), ["ci_low", "ci_high"]].diff().iloc[-1]
+        assert width == pytest.approx(3.92 * by_prompt.sem(ddof=0), rel=0.25)
 
 
 def test_every_measured_number_has_a_name_in_the_report(finished: Place) -> None:

@@ -173,7 +173,7 @@ def test_next_tokens_of_the_best_texts_by_hand(tmp_path: Path) -> None:
     for prompt in prompts:
         batch = batch_of([prompt.prompt_ids], [prompt.response_ids[0]])
         with torch.no_grad():
-            states = model.states(batch)[0, len(prompt.prompt_ids) - 1 : -1]
+            states = model.states(batch)[0, :-1]
             logits = lm.get_output_embeddings()(states)
         logits[:, PAD] = -torch.inf  # never written, as in SFT
         logprobs = logits.log_softmax(-1)
@@ -206,15 +206,16 @@ def test_every_epoch_has_added_pairs_of_its_own(
     read: list[int] = []
     states = RewardModel.states
 
-    def watch(self: RewardModel, batch: Any) -> Any:
+    def watch(self: RewardModel, batch: Any, prefix: Any = None) -> Any:
         read.extend(batch.prompt_ids[:, -1].tolist())
-        return states(self, batch)
+        return states(self, batch, prefix)
 
     monkeypatch.setattr(RewardModel, "states", watch)
     prompts = [prompt_of([token]) for token in (2, 3)]
     added = [prompt_of([token]) for token in (4, 5, 6, 8, 9)]
     train(model, tmp_path / "work", prompts, added=added, epochs=2, batch_size=2)
-    epochs = [sorted(read[:8:2]), sorted(read[8::2])]  # both texts of each of four prompts
+    read = sorted(read[:8])[::2] + sorted(read[8:])[::2]  # both texts of each of four prompts
+    epochs = [read[:4], read[4:]]
     assert epochs == [[2, 3, 4, 5], [2, 3, 6, 8]]  # the fifth would make the epochs unequal
     assert num_steps(2, 5, training(epochs=2, batch_size=2)) == 4
 
