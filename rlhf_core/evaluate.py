@@ -1,6 +1,7 @@
 """Texts of a policy with all that is measured on them: score, KL, length, how they end."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,16 @@ def best_of_n(texts: Sequence[JudgedText]) -> list[JudgedText]:
         if text.prompt_index not in best or text.score > best[text.prompt_index].score:
             best[text.prompt_index] = text
     return [best[index] for index in sorted(best)]
+
+
+def draw_by_draw(texts: Sequence[JudgedText]) -> list[JudgedText]:
+    """The first text of every prompt in the order of the prompts, then the second, and so on."""
+    seen: Counter[int] = Counter()
+    draws = []
+    for text in texts:
+        draws.append((seen[text.prompt_index], text.prompt_index, text))
+        seen[text.prompt_index] += 1
+    return [text for *_, text in sorted(draws, key=lambda draw: draw[:2])]
 
 
 def best_of_n_kl(n: int) -> float:

@@ -129,7 +129,7 @@ def _sample_batch(
             logits_to_keep=1,
         )
         logits = output.logits[:, -1]
-        if t == 0:
+        if t == 0 and len(distinct) < len(prompt_ids):
             cache.batch_select_indices(which)
             logits, attention_mask = logits[which], attention_mask[which]
             positions = positions[which]

@@ -31,9 +31,8 @@ class Prefix:
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         for layer in cache.layers:
-            # Not by `layer.keys[indices]`, whose gradient is summed element by element.
-            layer.keys = layer.keys.index_select(0, indices)
-            layer.values = layer.values.index_select(0, indices)
+            # Not `batch_select_indices`: its gradient is summed element by element.
+            layer.reorder_cache(indices)
         return Prefix(cache, self.mask[indices])
 
 

@@ -143,7 +143,7 @@ def _sample_models(
     demonstrations: TableArtifact,
 ) -> tuple[dict[str, Texts], list[PooledText], "pd.DataFrame"]:
     """Texts of all models, what best-of-n chose from, and the prompts that are not too long."""
-    from rlhf_core.evaluate import Judge, JudgedText, best_of_n, perplexity
+    from rlhf_core.evaluate import Judge, JudgedText, best_of_n, draw_by_draw, perplexity
     from rlhf_core.models import RewardModel, context_tokens, load_causal_lm
     from rlhf_core.scoring import reward_scores
     from rlhf_core.tokens import decode_response, encode_prompts, encode_responses
@@ -220,8 +220,8 @@ def _sample_models(
                 ]
                 texts, decoding = best_of_n(texts), f"best of {n} at {decoding}"
             else:
-                texts = [text for first in range(n) for text in texts[first::n]]
-            add(name, decoding, texts, kl_measured=not picked)
+                texts = draw_by_draw(texts)
+            add(name, decoding, texts, kl_measured=n == 1 or not picked)
             done += len(prompt_ids) * n
             progress.update(done)
     demos = run.read(demonstrations).drop_duplicates("prompt_id").set_index("prompt_id")["response"]

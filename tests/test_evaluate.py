@@ -7,7 +7,14 @@ import pytest
 import torch
 from tiny import EOS, PAD, PROMPTS, tiny_lm, tiny_reward_model
 
-from rlhf_core.evaluate import Judge, JudgedText, best_of_n, best_of_n_kl, perplexity
+from rlhf_core.evaluate import (
+    Judge,
+    JudgedText,
+    best_of_n,
+    best_of_n_kl,
+    draw_by_draw,
+    perplexity,
+)
 from rlhf_core.logprobs import prepare_logits, token_logprobs
 
 
@@ -56,6 +63,19 @@ def test_best_of_n_takes_the_highest_score_of_each_prompt() -> None:
              [(0, 0.1), (0, 0.7), (0, 0.3), (1, -2.0), (1, -3.0)]]  # fmt: skip
     assert [(text.prompt_index, text.score) for text in best_of_n(texts)] == [(0, 0.7), (1, -2.0)]
     assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
+
+
+def test_texts_draw_by_draw(tmp_path: Any) -> None:
+    texts = judge(tiny_lm(0), tmp_path).judge(
+        tiny_lm(1), PROMPTS, temperature=1.0, seed=0, samples_per_prompt=3
+    )
+    ordered = draw_by_draw(texts)
+    assert [text.prompt_index for text in ordered] == list(range(len(PROMPTS))) * 3
+    for prompt, text in zip(PROMPTS * 3, ordered, strict=True):  # and it is that prompt's text
+        own = logprob(tiny_lm(1), prompt, text.response_ids, 1.0)
+        expected = own - logprob(tiny_lm(0), prompt, text.response_ids, 1.0)
+        assert text.kl == pytest.approx(expected, abs=1e-4)
+    assert ordered[: len(PROMPTS)] == texts[::3]
 
 
 def test_perplexity_by_hand() -> None:

@@ -249,13 +249,18 @@ def test_pointwise_losses_by_hand(tmp_path: Path, score_at: str) -> None:
 @pytest.mark.parametrize("score_at", ["last", "token"])
 @pytest.mark.parametrize("loss", ["pairwise", "pointwise_mse", "pointwise_cross_entropy"])
 def test_checklist_18_micro_batches_give_the_gradient_of_the_whole(
-    loss: str, score_at: str, tmp_path: Path, plain_sgd: None
+    loss: str, score_at: str, tmp_path: Path, plain_sgd: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = tiny_reward_model(tmp_path / "lm", score_at=score_at)
     whole, split = copy.deepcopy(start), copy.deepcopy(start)
     options: dict[str, Any] = {**ONE_STEP, "loss": loss, "score_at": score_at}
     expected = train(whole, tmp_path / "whole", rated(0), micro_batch_size=64, **options)
     actual = train(split, tmp_path / "split", rated(0), micro_batch_size=1, **options)
+    parts = copy.deepcopy(start)
+    with monkeypatch.context() as small:
+        small.setattr("rlhf_core.train_reward.TEXTS_PER_FORWARD", 5)
+        train(parts, tmp_path / "parts", rated(0), micro_batch_size=64, **options)
+    assert largest_difference(whole, parts) < 5 * TOLERANCE
     assert largest_difference(whole, start) > 0.01
     assert largest_difference(whole, split) < 5 * TOLERANCE
     for (_, _, one), (_, _, other) in zip(expected, actual, strict=True):
