@@ -349,7 +349,9 @@ def _evaluation(
     if task_metric:
         best = ("task_win_rate_vs_best_sft", "evaluation", 0.542, 0.509, 0.575, 547, 1)
         human = ("task_win_rate_vs_demonstrations", "evaluation", 0.518, 0.481, 0.555, 547, 1)
-        rows += [("ppo", *best), ("ppo", *human)]
+        less = ("task_metric_minus_sft", "evaluation", -0.076, -0.088, -0.064, 547, 1)
+        right = ("task_accuracy", "evaluation", 0.813, 0.792, 0.834, 1820, 1)
+        rows += [("ppo", *best), ("ppo", *human), ("ppo", *less), ("reward_model", *right)]
     return _frame(rows)
 
 

@@ -117,9 +117,11 @@ def test_numbers_equal_the_tables(run: SyntheticRun, page: _Page) -> None:
     assert sentence in page.text
     for row in evaluation.to_dict("records"):
         model, metric = row["model"], row["metric"]
-        share = "win_rate" in metric or metric == "eos_share"
+        share = "win_rate" in metric or metric in ("eos_share", "task_accuracy")
         shown = f"{100 * row['value']:.1f} %" if share else number(row["value"])
         assert f" {shown} " in page.text, (model, metric, shown)
+    for sheet in ("Comparison of models", "Form of the texts"):
+        assert "Pairs right" not in page.text.partition(sheet)[2][:400]  # it writes no texts
     accuracy = run.store.open_table(run.results["reward"].tables["evaluation"])
     right = accuracy.set_index("metric")["value"]["accuracy"]
     assert f"It is wrong on {100 * (1 - right):.1f} % of the 600 held-out pairs" in page.text

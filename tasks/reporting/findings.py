@@ -268,6 +268,12 @@ def _about_the_judge(data: RunData) -> list[Note]:
         baseline = reward_estimate(data, "length_baseline_accuracy")
         if baseline:
             text += f" Length alone is right on {percent(baseline.value)}."
+        own = data.estimate("reward_model", "task_accuracy")
+        if own:
+            text += (
+                f" Of {own.n:,} pairs of SFT's own texts that differ in the task metric it prefers "
+                f"the better one in {percent(own.value)} of cases."
+            )
         notes.append(Note("The reward model errs", text))
     win, task = data.estimate("ppo", "win_rate"), data.estimate("ppo", "task_win_rate")
     if win:

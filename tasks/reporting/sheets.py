@@ -35,7 +35,7 @@ METRIC_NAMES = {
     "eos_share": "Ended with EOS",
     "perplexity": "Perplexity",
 }
-QUALITY = ("score", "win_rate", "task_metric", "task_win_rate")
+QUALITY = ("score", "win_rate", "task_metric", "task_metric_minus_sft", "task_win_rate")
 FURTHER = (
     "length_controlled_win_rate",
     "task_win_rate_vs_best_sft",
@@ -87,7 +87,7 @@ def evaluation_sheet(data: RunData, metrics: Sequence[str] | None = None) -> She
     if frame is None:
         return None
     known = [*METRIC_NAMES, *sorted(set(frame["metric"]) - set(METRIC_NAMES))]
-    present = set(frame.loc[frame["value"].notna(), "metric"])
+    present = set(frame.loc[frame["value"].notna() & frame["model"].isin(data.models), "metric"])
     wanted = [name for name in known if name in present and (metrics is None or name in metrics)]
     if not wanted:
         return None
