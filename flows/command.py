@@ -97,6 +97,28 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--open", action="store_true", help="open it in the browser")
     report.set_defaults(run=_report)
 
+    gc = commands.add_parser("gc", help="find (and remove) artifacts that no run needs any more")
+    gc.add_argument(
+        "--root", type=Path, default=Path("artifacts"), metavar="DIR", help="default %(default)s"
+    )
+    gc.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        default=[Path("runs")],
+        metavar="DIR",
+        help="folders of all runs that share these artifacts, default runs",
+    )
+    gc.add_argument(
+        "--older-than",
+        type=float,
+        default=7.0,
+        metavar="DAYS",
+        help="what is younger stays: a run may be using it that has not ended; default 7",
+    )
+    gc.add_argument("--delete", action="store_true", help="remove them; otherwise only show them")
+    gc.set_defaults(run=_gc)
+
     data = commands.add_parser("data", help="data sets")
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
     fetch = actions.add_parser("fetch", help="download a data set that a recipe needs")
@@ -181,6 +203,17 @@ def _report(options: argparse.Namespace) -> int:
         import webbrowser
 
         webbrowser.open(path.resolve().as_uri())
+    return 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    if not options.older_than >= 0:
+        raise InputError(f"--older-than must be >= 0, got {options.older_than:g}")
+    if not options.root.is_dir():
+        raise InputError(f"{options.root}: no such folder; give that of the artifacts (--root)")
+    from flows.overview import collect_garbage
+
+    collect_garbage(options.root, options.runs, options.older_than, delete=options.delete)
     return 0
 
 

@@ -210,28 +210,62 @@ class ArtifactStore:
                 folder.rename(aside)
             return True
 
+    def folders(self) -> Iterator[tuple[str, Path]]:
+        """Every folder that a step has written, as (`step-key`, folder): artifacts, what a step has
+        written so far, resumable state, damaged artifacts. Nothing else under the root is ours."""
+        for place in ("", "_new", "_work", "_damaged"):
+            for folder in sorted((self.root / place).glob("*")):
+                name = folder.name.removesuffix(".old")
+                if _FOLDER.fullmatch(name) and folder.is_dir() and not folder.is_symlink():
+                    yield name, folder
+
+    def remove(self, name: str, folder: Path) -> bool:
+        """Remove a folder that `folders` gave; a published one is never seen half removed.
+
+        Returns:
+            False when a process builds that key: then it stays.
+        """
+        match = _FOLDER.fullmatch(name)
+        assert match is not None
+        try:
+            with self.lock(match["step"], match["key"], wait=False):
+                if folder.parent == self.root:
+                    gone = self.root / "_new" / f"{name}.old"
+                    gone.parent.mkdir(exist_ok=True)
+                    shutil.rmtree(gone, ignore_errors=True)
+                    folder = folder.rename(gone)
+                shutil.rmtree(folder)
+        except BlockingIOError:
+            return False
+        return True
+
     @contextmanager
-    def lock(self, step: str, key: str) -> Iterator[None]:
+    def lock(self, step: str, key: str, *, wait: bool = True) -> Iterator[None]:
         """Hold the key's lock: of all processes and threads, one at a time builds a key.
 
         The kernel drops the lock with its process, so a killed run blocks nobody.
+
+        Raises:
+            BlockingIOError: another holds it, and `wait` is off.
         """
         path = self.root / "_work" / f"{step}-{key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = self._acquire(path, f"{step}-{key}")
+        descriptor = self._acquire(path, f"{step}-{key}", wait=wait)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
-    def _acquire(self, path: Path, name: str) -> int:
+    def _acquire(self, path: Path, name: str, *, wait: bool) -> int:
         while True:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
             try:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    if not wait:
+                        raise
                     self.log(f"another run builds {name}; waiting")
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                 # The holder before us has removed the file: then ours locks nothing any more.
