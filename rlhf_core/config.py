@@ -418,7 +418,12 @@ class Ppo(Section):
         32, description="Episodes per forward pass; must divide the minibatch."
     )
     learning_rate: PositiveFloat = Field(
-        1e-4, description="Adam learning rate at its highest; decays linearly to 0."
+        1e-4, description="Adam learning rate at its highest; decays linearly."
+    )
+    final_learning_rate_share: Share = Field(
+        0.0,
+        description="Share of it that is left at the end. With little left, the policy no longer "
+        "follows kl_target.",
     )
     warmup_share: Share = Field(
         0.0,

@@ -122,7 +122,11 @@ def train_ppo(
     optimizer = torch.optim.Adam(
         models.policy.parameters(), lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
     )
-    schedule = linear_schedule(settings.updates, warmup_share=settings.warmup_share)
+    schedule = linear_schedule(
+        settings.updates,
+        warmup_share=settings.warmup_share,
+        final_share=settings.final_learning_rate_share,
+    )
     target = settings.kl_target if settings.kl_controller == "adaptive" else None
     state = load_ppo_state(work_dir, models.policy, optimizer) or PpoState(
         controller=KlController(settings.kl_coef, target, settings.kl_horizon),

@@ -406,6 +406,15 @@ def test_the_rate_rises_over_the_share_of_updates_that_is_set(
     assert [step["lr"] for step in adam_steps] == pytest.approx(expected)
 
 
+def test_the_rate_falls_to_the_share_that_is_set(
+    tmp_path: Path, adam_steps: list[dict[str, float]]
+) -> None:
+    run(ppo_models(), tmp_path, updates=4, epochs=1, minibatches=1, learning_rate=0.003,
+        final_learning_rate_share=0.2)  # fmt: skip
+    expected = [0.003 * share for share in (1.0, 0.8, 0.6, 0.4)]
+    assert [step["lr"] for step in adam_steps] == pytest.approx(expected)
+
+
 def test_checklist_19_gradient_norm_is_clipped_when_set() -> None:
     norms, told = [], []
     for limit in (None, 0.05):
