@@ -211,10 +211,10 @@ def _gc(options: argparse.Namespace) -> int:
         raise InputError(f"--older-than must be >= 0, got {options.older_than:g}")
     if not options.root.is_dir():
         raise InputError(f"{options.root}: no such folder; give that of the artifacts (--root)")
-    from flows.overview import collect_garbage
+    from flows.collect import collect_garbage
 
-    collect_garbage(options.root, options.runs, options.older_than, delete=options.delete)
-    return 0
+    done = collect_garbage(options.root, options.runs, options.older_than, delete=options.delete)
+    return 0 if done else 1
 
 
 def _fetch(options: argparse.Namespace) -> int:

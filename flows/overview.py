@@ -169,39 +169,3 @@ def saved_report(run: str, runs: Path) -> tuple[Path, str]:
     if not path.exists():
         raise InputError(f"{path}: not there; the run has not come to its report, run it again")
     return path, _headline(folder)
-
-
-def collect_garbage(
-    root: Path, runs: Sequence[Path], older_than_days: float, *, delete: bool
-) -> None:
-    """`rlhf gc`: print what no run needs any more, and remove it if told to.
-
-    Raises:
-        InputError: what a run needs is unknown.
-    """
-    from tasks.garbage import find_garbage
-    from tasks.store import ArtifactStore
-
-    console = output_console()
-    store = ArtifactStore(root)
-    found = list(find_garbage(store, runs, older_than_days=older_than_days))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, side in (("folder", "left"), ("size", "right"), ("age", "right"), ("why", "left")):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    freed = 0
-    for item in found:
-        why = item.reason
-        if delete and not store.remove(item.name, item.folder):
-            why = "stays: a run is building it"
-        else:
-            freed += item.num_bytes
-        place = item.folder.relative_to(store.root).as_posix()
-        table.add_row(place, _megabytes(item.num_bytes), f"{item.age_days:.0f} d", why)
-    if found:
-        console.print(table)
-    what = "removed" if delete else "to remove; nothing was removed yet, --delete does it"
-    console.print(f"{len(found)} folders, {_megabytes(freed)} {what}" if found else "nothing to do")
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"

@@ -1,7 +1,8 @@
 """Folders of the artifact store that no run needs any more.
 
 A run needs the artifacts that its `run.json` names; who wants them gone deletes the run's folder.
-What is young may belong to a run that has not come to its report, so it stays too.
+What is young may belong to a run that has not come to its report, so it stays too. A run at work
+that has found an older artifact which no run names builds it again when it is removed.
 """
 
 import json
@@ -56,7 +57,7 @@ def needed_by_runs(runs: Sequence[Path]) -> set[str]:
 def find_garbage(
     store: ArtifactStore, runs: Sequence[Path], *, older_than_days: float
 ) -> Iterator[Garbage]:
-    """What may be removed, largest first within a kind: artifacts, then leftovers.
+    """What may be removed: artifacts, then what killed, failed and damaged steps have left.
 
     Args:
         store: where to look; nothing but the folders of steps is ever named.

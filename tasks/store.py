@@ -237,6 +237,8 @@ class ArtifactStore:
                 shutil.rmtree(folder)
         except BlockingIOError:
             return False
+        except FileNotFoundError:
+            pass  # somebody was faster
         return True
 
     @contextmanager

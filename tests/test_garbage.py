@@ -103,6 +103,29 @@ def test_what_a_run_builds_stays(
     assert "stays: a run is building it" in capsys.readouterr().out
 
 
+def test_two_at_once_do_not_mind_each_other(store: ArtifactStore, tmp_path: Path) -> None:
+    found = find(store, tmp_path, 1.0)
+    assert gc(tmp_path, "--delete") == 0
+    assert [store.remove(item.name, item.folder) for item in found] == [True] * 4
+
+
+def test_a_folder_that_cannot_be_removed_is_told(
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tasks.store.shutil.rmtree", refuse)
+    assert gc(tmp_path, "--delete") == 1
+    said = capsys.readouterr().out
+    assert "could not be removed: Permission denied" in said
+    assert "0 folders, 0.0 MB removed" in said
+
+
 def test_a_link_in_the_store_is_not_followed(store: ArtifactStore, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
