@@ -4,6 +4,7 @@ Nothing here imports Prefect before `prepare_prefect` has set its environment.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -174,9 +175,28 @@ def _error_log(config: PipelineConfig) -> Path:
 
 
 def _fault(config: PipelineConfig, error: Exception) -> int:
-    path = _error_log(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     words = str(error).strip().splitlines()
-    say(f"{type(error).__name__}: {words[0] if words else 'no message'}; full traceback in {path}")
+    line = f"{type(error).__name__}: {words[0] if words else 'no message'}"
+    for number, what_to_do in _WHAT_TO_DO.items():
+        # safetensors and tokenizers wrap the system's error into one of their own.
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            line += f"; {what_to_do}"
+    path = _error_log(config)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as fault:
+        line += f"; the traceback could not be written to {path} ({fault.strerror})"
+    else:
+        line += f"; full traceback in {path}"
+    say(line)
     return 1
+
+
+_AGAIN = "and run the same command again: what is finished stays"
+_WHAT_TO_DO = {
+    errno.ENOSPC: f"make space (rlhf gc shows what no run needs) {_AGAIN}",
+    errno.EDQUOT: f"make space (rlhf gc shows what no run needs) {_AGAIN}",
+    errno.EROFS: f"set paths.root and paths.runs to where you can write, {_AGAIN}",
+    errno.EACCES: f"set paths.root and paths.runs to where you can write, {_AGAIN}",
+}

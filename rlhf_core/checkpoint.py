@@ -1,10 +1,13 @@
 """The resumable state of a training loop in one file, written atomically.
 
 Tensors and plain JSON in a safetensors file: nothing is pickled, so a state that came from
-elsewhere cannot run code.
+elsewhere cannot run code. The file holds a sha256 of its content: a state whose bytes have changed
+is not believed.
 """
 
+import hashlib
 import json
+import logging
 import os
 import random
 from pathlib import Path
@@ -12,12 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 STATE_FILE = "state.safetensors"
 STATE_KEY = "json"
+FORMAT = "2"
+"""Raised when a state of before can no longer be read."""
+
+_log = logging.getLogger(__name__)
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -28,21 +35,44 @@ def save_state(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # Not as metadata: the file's header has a limit that a long run's metrics reach.
     plain[STATE_KEY] = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
-    save_file(plain, temporary)
+    save_file(plain, temporary, metadata={"format": FORMAT, "sha256": _digest(plain)})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(folder / STATE_FILE)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `save_state` wrote last, or None when there is nothing."""
+    """What `save_state` wrote last, or None when there is nothing, or nothing that is whole.
+
+    A damaged state is logged and left out: its step starts from the beginning.
+    """
     path = folder / STATE_FILE
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    state = json.loads(tensors.pop(STATE_KEY).numpy().tobytes())
-    return tensors, state
+    try:
+        with safe_open(path, framework="pt") as file:
+            written = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        reason = f"cannot be read ({' '.join(str(error).split())[:100]})"
+    else:
+        if written.get("format") == FORMAT and written.get("sha256") == _digest(tensors):
+            state = json.loads(tensors.pop(STATE_KEY).numpy().tobytes())
+            return tensors, state
+        reason = "is damaged (its sha256 is not the written one)"
+        if written.get("format") != FORMAT:
+            reason = "is of another version of this program"
+    _log.warning("checkpoint %s %s; the step starts from its beginning", path, reason)
+    return None
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ fingerprint for the cache. Every field has a unit, a bound and a default that wo
 are errors. A field marked `RUNTIME` cannot change a result and is left out of every fingerprint.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,17 @@ class Section(BaseModel):
     """A frozen group of fields in which unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, data: Any) -> Any:
+        """YAML reads `yes` and `on` as true, which pydantic would take for the number 1."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            field = cls.model_fields.get(name)
+            kinds = (field.annotation, *get_args(field.annotation)) if field else (bool,)
+            if isinstance(value, bool) and bool not in kinds:
+                raise ValueError(f"{name} must not be true or false, got {str(value).lower()}")
+        return data
 
 
 class Paths(Section):

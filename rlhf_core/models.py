@@ -49,23 +49,50 @@ def load_causal_lm(folder: str | Path, **options: Any) -> tuple[CausalLM, Tokeni
     Raises:
         ValueError: what lies there is no causal LM with safetensors weights and a fast tokenizer.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _quiet()
+    reading = "its tokenizer cannot be read"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        reading = "it cannot be loaded as a causal language model"
         model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, with names
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: its weights are damaged or cut off ({error})") from None
+    except (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"{folder}: {reading} ({reason})") from None
+    for name, *shapes in loading["mismatched_keys"]:
+        stored, wanted = (tuple(shape) for shape in shapes)
         raise ValueError(
-            f"{folder}: cannot be loaded as a causal language model: {reason}"
-        ) from None
+            f"{folder}: weights {name} have the shape {stored}, by config.json it is {wanted}"
+        )
     _refuse_missing(folder, loading["missing_keys"])
     ensure_pad_token(tokenizer, model)
     _choose_attention(model)
-    return model.eval(), tokenizer
+    model.eval()
+    if not _is_causal(model):
+        raise ValueError(
+            f"{folder}: {_family(model)} lets each token see those behind it, so it is no causal LM"
+        )
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _is_causal(model: CausalLM) -> bool:
+    """Whether another last token leaves the logits before it as they are."""
+    ids = torch.zeros(2, 6, dtype=torch.long, device=model.device)
+    ids[1, -1] = 1
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]
+    return bool(torch.allclose(logits[0], logits[1], rtol=1e-4, atol=1e-4))
 
 
 SHORT_CONTEXT_TOKENS = 512

@@ -35,7 +35,15 @@ from rlhf_core.ppo_state import (
     prompts_of_update,
     save_ppo_state,
 )
-from rlhf_core.runtime import Metrics, NoProgress, Precision, Progress, autocast, linear_schedule
+from rlhf_core.runtime import (
+    DeferredSignals,
+    Metrics,
+    NoProgress,
+    Precision,
+    Progress,
+    autocast,
+    linear_schedule,
+)
 from rlhf_core.scoring import batches, penalised_scores
 from rlhf_core.tokens import Batch
 
@@ -151,35 +159,39 @@ def train_ppo(
 
     if not state.looks:
         state.looks.append((0, look_at_heldout()))
-    while state.update < settings.updates and not state.stopped:
-        rollouts, episodes, stats = collect_rollouts(models, prompt_ids, settings, state, seed=seed)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * schedule(state.update)
-        warm_up = state.update < settings.value_warmup_updates
-        update_stats, steps = update_policy(
-            models,
-            rollouts,
-            optimizer,
-            settings,
-            kl_coef=state.controller.kl_coef,
-            value_only=warm_up,
-            seed=seed + state.update,
-        )
-        stats |= update_stats
-        state.optimizer_steps += steps
-        if not warm_up:  # the KL is 0 by construction there
-            state.controller.update(stats["objective/kl"], settings.batch_size)
-        state.update += 1
-        state.metrics += [(state.update, name, value) for name, value in stats.items()]
-        if state.update % settings.evaluate_every == 0 or state.update == settings.updates:
-            state.episodes += episodes[: settings.logged_episodes]
-            state.looks.append((state.update, look_at_heldout()))
-            if best_so_far(state.looks, settings) == state.update:
-                state.best_weights = cpu_copy(lm)
-            state.stopped = guard_verdict(state.looks, settings)
-        if state.update % settings.checkpoint_every == 0:
-            save_ppo_state(work_dir, models.policy, optimizer, state)
-        progress.update(state.update, score=stats["objective/score"], kl=stats["objective/kl"])
+    with DeferredSignals() as signals:
+        while state.update < settings.updates and not state.stopped:
+            rollouts, episodes, stats = collect_rollouts(
+                models, prompt_ids, settings, state, seed=seed
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * schedule(state.update)
+            warm_up = state.update < settings.value_warmup_updates
+            update_stats, steps = update_policy(
+                models,
+                rollouts,
+                optimizer,
+                settings,
+                kl_coef=state.controller.kl_coef,
+                value_only=warm_up,
+                seed=seed + state.update,
+            )
+            stats |= update_stats
+            state.optimizer_steps += steps
+            if not warm_up:  # the KL is 0 by construction there
+                state.controller.update(stats["objective/kl"], settings.batch_size)
+            state.update += 1
+            state.metrics += [(state.update, name, value) for name, value in stats.items()]
+            if state.update % settings.evaluate_every == 0 or state.update == settings.updates:
+                state.episodes += episodes[: settings.logged_episodes]
+                state.looks.append((state.update, look_at_heldout()))
+                if best_so_far(state.looks, settings) == state.update:
+                    state.best_weights = cpu_copy(lm)
+                state.stopped = guard_verdict(state.looks, settings)
+            progress.update(state.update, score=stats["objective/score"], kl=stats["objective/kl"])
+            if state.update % settings.checkpoint_every == 0 or signals.pending:
+                save_ppo_state(work_dir, models.policy, optimizer, state)
+                signals.deliver()
     lm.load_state_dict(state.best_weights)
     return PpoResult(
         metrics=state.metrics,

@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pipelin
 
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _loader())
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); give a recipe's name or file"
@@ -51,6 +51,24 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pipelin
     for override in overrides or []:
         _apply_override(data, override)
     return parse_config(data, where=str(path))
+
+
+def _loader() -> Any:
+    """YAML's safe loader, which would take the last of two equal keys without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value]
+            twice = [key for key, _ in node.value if names.count(key.value) > 1]
+            if twice:
+                mark = twice[-1].start_mark
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{twice[-1].value} is given twice", problem_mark=mark
+                )
+            return super().construct_mapping(node, deep=deep)
+
+    return Loader
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -89,7 +107,11 @@ _BOUNDS = {
 def describe(error: ValidationError) -> list[str]:
     """One readable line per fault, such as `ppo.cliprange must be > 0, got -0.1`."""
     lines = []
-    for fault in error.errors(include_url=False):
+    faults = error.errors(include_url=False)
+    for fault in faults:
+        place = fault["loc"]
+        if any(other["loc"][: len(place)] == place != other["loc"] for other in faults):
+            continue  # a list is told too short when its only item is at fault
         field = ".".join(str(part) for part in fault["loc"]) or "recipe"
         kind, context = fault["type"], fault.get("ctx", {})
         if kind == "extra_forbidden":

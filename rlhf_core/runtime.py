@@ -3,9 +3,11 @@
 import ctypes
 import platform
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +41,55 @@ class NoProgress:
 
     def update(self, done: int, **stats: float) -> None:
         """Do nothing."""
+
+
+class DeferredSignals:
+    """Lets Ctrl-C and SIGTERM wait until a loop stands between two steps and has saved its state.
+
+    Inside the context the first of them only makes `pending` true; `deliver`, called between two
+    steps, hands it on to whoever handled it before. A second one is handed on at once. In threads
+    other than the main one, which get no signals, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._came: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether the loop should save its state and call `deliver`."""
+        return self._came is not None
+
+    def deliver(self) -> None:
+        """Do what the signal would have done, if one has come."""
+        if self._came is not None:
+            number, self._came = self._came, None
+            self._restore()
+            signal.raise_signal(number)
+
+    def __enter__(self) -> "DeferredSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(number)
+                if before is not None:  # None: not Python's, and nothing could bring it back
+                    self._before[number] = before
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._restore()
+        if kind is None:
+            self.deliver()
+
+    def _note(self, number: int, frame: object) -> None:
+        again, self._came = self.pending, number
+        if again:
+            self.deliver()
+
+    def _restore(self) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
 
 
 def resolve_device(name: str) -> torch.device:

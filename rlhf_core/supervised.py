@@ -18,14 +18,22 @@ from rlhf_core.checkpoint import (
     save_state,
 )
 from rlhf_core.config import SupervisedSettings
-from rlhf_core.runtime import Metrics, NoProgress, Progress, build_optimizer, linear_schedule
+from rlhf_core.runtime import (
+    DeferredSignals,
+    Metrics,
+    NoProgress,
+    Progress,
+    build_optimizer,
+    linear_schedule,
+)
 
 
 class SupervisedTraining:
     """One run of optimizer steps on `model`; it begins where `work_dir` holds its state.
 
-    The caller fills the gradients, then calls `descend`, and `save_when_due` once everything of
-    the step is recorded; `finish` leaves the weights to publish in the model.
+    Inside `with training.signals:` the caller fills the gradients, then calls `descend`, and
+    `save_when_due` once everything of the step is recorded; `finish` leaves the weights to publish
+    in the model.
 
     Where `average_share` is set, those are the mean of the weights after each of the last steps
     (Polyak and Juditsky 1992; Izmailov et al. 2018): it forgets the noise of single steps.
@@ -49,6 +57,7 @@ class SupervisedTraining:
         self.prefix = prefix
         self.log_every = log_every
         self.progress = progress or NoProgress()
+        self.signals = DeferredSignals()
         self.optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
         self.schedule = linear_schedule(
             total_steps,
@@ -94,9 +103,12 @@ class SupervisedTraining:
         self.progress.update(self.step, **stats)
 
     def save_when_due(self) -> None:
-        """Write the state every `checkpoint_every` steps."""
-        if self.step % self.settings.checkpoint_every:
-            return
+        """Write the state every `checkpoint_every` steps, and before an interruption."""
+        if self.step % self.settings.checkpoint_every == 0 or self.signals.pending:
+            self._save()
+            self.signals.deliver()
+
+    def _save(self) -> None:
         random_tensors, random_state = random_states()
         tensors = module_tensors("model", self.model) | optimizer_tensors(self.optimizer)
         if self.average:

@@ -82,24 +82,25 @@ def train_lm(
         progress=progress,
     )
     model.train()
-    while training.step < training.total_steps:
-        epoch, first = divmod(training.step, steps_per_epoch)
-        for rows in epoch_batches(examples, settings.batch_size, seed=seed + epoch)[first:]:
-            batch = [examples[row] for row in rows]
-            loss = _backward(
-                model,
-                batch,
-                settings,
-                expected_tokens=mean_tokens * len(batch),
-                pad_id=pad_id,
-                precision=precision,
-            )
-            training.descend({"loss": loss})
-            if training.step % steps_per_epoch == 0 and validation:
-                value = mean_loss(model, validation, pad_id=pad_id, precision=precision)
-                training.metrics.append((training.step, "validation/loss", value))
-                model.train()
-            training.save_when_due()
+    with training.signals:
+        while training.step < training.total_steps:
+            epoch, first = divmod(training.step, steps_per_epoch)
+            for rows in epoch_batches(examples, settings.batch_size, seed=seed + epoch)[first:]:
+                batch = [examples[row] for row in rows]
+                loss = _backward(
+                    model,
+                    batch,
+                    settings,
+                    expected_tokens=mean_tokens * len(batch),
+                    pad_id=pad_id,
+                    precision=precision,
+                )
+                training.descend({"loss": loss})
+                if training.step % steps_per_epoch == 0 and validation:
+                    value = mean_loss(model, validation, pad_id=pad_id, precision=precision)
+                    training.metrics.append((training.step, "validation/loss", value))
+                    model.train()
+                training.save_when_due()
     return training.finish()
 
 

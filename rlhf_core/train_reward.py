@@ -96,16 +96,17 @@ def train_reward(
         pad_id=pad_id,
         precision=precision,
     )
-    while training.step < training.total_steps:
-        epoch, first = divmod(training.step, steps_per_epoch)
-        first_added = len(prompts) + epoch * per_epoch
-        order = [*range(len(prompts)), *range(first_added, first_added + per_epoch)]
-        random.Random(seed + epoch).shuffle(order)
-        for index in range(first, steps_per_epoch):
-            start = index * settings.batch_size
-            batch = [shown[i] for i in order[start : start + settings.batch_size]]
-            training.descend(loss_of(batch))
-            training.save_when_due()
+    with training.signals:
+        while training.step < training.total_steps:
+            epoch, first = divmod(training.step, steps_per_epoch)
+            first_added = len(prompts) + epoch * per_epoch
+            order = [*range(len(prompts)), *range(first_added, first_added + per_epoch)]
+            random.Random(seed + epoch).shuffle(order)
+            for index in range(first, steps_per_epoch):
+                start = index * settings.batch_size
+                batch = [shown[i] for i in order[start : start + settings.batch_size]]
+                training.descend(loss_of(batch))
+                training.save_when_due()
     return training.finish()
 
 

@@ -1,9 +1,11 @@
 """SFT, PPO and best-of-n of the SFT model on prompts that nothing was trained on."""
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +65,6 @@ PooledText = tuple[int, str, float]
 
 def _metric_file(config: PipelineConfig) -> dict[str, str]:
     import hashlib
-    from pathlib import Path
 
     from tasks.task_metrics import load_task_metric
 
@@ -203,14 +204,21 @@ def _sample_models(
     total = len(prompt_ids) * sum(n for *_, n in plan)
     with run.progress("sampling the models to compare", total, "texts") as progress:
         done = 0
-        for number, (name, model, temperature, n) in enumerate(plan):
-            texts = judge.judge(
-                model,
-                prompt_ids,
-                temperature=temperature,
-                seed=run.config.seed * 1_000_003 + number,
-                samples_per_prompt=n,
-            )
+        for number, (name, _, temperature, n) in enumerate(plan):
+
+            def write(path: Path, number: int = number) -> None:
+                _, model, temperature, n = plan[number]
+                texts = judge.judge(
+                    model,
+                    prompt_ids,
+                    temperature=temperature,
+                    seed=run.config.seed * 1_000_003 + number,
+                    samples_per_prompt=n,
+                )
+                path.write_text(json.dumps([asdict(text) for text in texts]), encoding="utf-8")
+
+            kept_texts = run.part(f"judged-{number}", ".json", write).read_bytes()
+            texts = [JudgedText(**text) for text in json.loads(kept_texts)]
             decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}"
             picked = name.startswith("best_of")
             if picked:

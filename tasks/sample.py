@@ -1,5 +1,6 @@
 """n texts per prompt of the SFT model, in shards: a finished shard is never sampled again."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.records import ModelArtifact, TableArtifact
@@ -48,13 +49,13 @@ def sample(run: StepRun, *, model: ModelArtifact, prompts: TableArtifact) -> Non
     total = len(kept) * per_prompt
     with run.progress("sampling texts to rank", total, "texts") as progress:
         for number, shard in enumerate(shards):
-            path = run.work_dir / f"shard-{number:05d}.parquet"
-            if not path.exists():
+
+            def write(path: Path, shard: list[int] = shard, number: int = number) -> None:
                 rows = _sample_shard(lm, tokenizer, frame, prompt_ids, shard, number, run, machine)
                 rows = rows.drop_duplicates("candidate_id", ignore_index=True)
-                temporary = path.with_suffix(".tmp")
-                write_table(temporary, "candidates", rows)
-                temporary.replace(path)
+                write_table(path, "candidates", rows)
+
+            path = run.part(f"shard-{number:05d}", ".parquet", write)
             frames.append(read_table(path, "candidates"))
             progress.update(min(total, (number + 1) * settings.shard_prompts * per_prompt))
     candidates = pd.concat(frames, ignore_index=True)  # a prompt is in one shard only

@@ -24,6 +24,7 @@ from rlhf_core.config import PipelineConfig, fingerprint
 from rlhf_core.errors import InputError
 from rlhf_core.records import StepResult
 from tasks.ingredients import Artifact, Ingredients
+from tasks.memory import halve_micro_batch, micro_batch_size, out_of_memory
 from tasks.step_run import StepRun, logger, restrict
 from tasks.store import ArtifactDamaged, ArtifactStore
 
@@ -230,14 +231,18 @@ class Step:
                 found = None if refresh else store.find(self.name, key, verify=_verify())
                 if found is None:
                     call.body_ran = True
-                    call.result = self._build(call, call.ingredients, store, replace=refresh)
-                    return call.result
+                    built = None
+                    while built is None:
+                        built = self._build(call, call.ingredients, store, replace=refresh)
+                    call.result = built
+                    return built
         call.result = found
         return _as_cached(found)
 
     def _build(
         self, call: _Call, ingredients: Ingredients, store: ArtifactStore, *, replace: bool
-    ) -> StepResult:
+    ) -> StepResult | None:
+        """Run the body and publish; None when memory ran out and less of it is worth a try."""
         from tasks.hardware import git_commit, hardware, package_versions
 
         key = ingredients.key
@@ -259,12 +264,19 @@ class Step:
                 "duration_seconds": round(time.monotonic() - started, 3),
                 "runtime": call.config.runtime.model_dump(mode="json"),
                 "hardware": hardware(),
+                "micro_batch_size": micro_batch_size(call.config, self.name),
                 "notes": run.notes,
             }
             return store.publish(out, run.result(), facts, replace=replace)
-        except BaseException:
+        except BaseException as error:
             store.abandon(self.name, key)
-            raise
+            smaller = halve_micro_batch(call.config, self.name) if out_of_memory(error) else None
+            if smaller is None:
+                raise
+        call.config = smaller
+        size = micro_batch_size(smaller, self.name)
+        _warn(f"{self.name}: memory ran out; it goes on with {self.name}.micro_batch_size = {size}")
+        return None
 
 
 def step(

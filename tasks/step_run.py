@@ -3,15 +3,16 @@
 import json
 import logging
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rlhf_core.config import RUNTIME, PipelineConfig, Section
 from rlhf_core.records import ModelArtifact, ModelKind, StepResult, TableArtifact
-from tasks.store import ArtifactStore, digest_folder
+from tasks.store import ArtifactStore, digest_folder, read_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +55,32 @@ class StepRun:
     def work_dir(self) -> Path:
         """Resumable state: survives a failure and a kill, is gone once the step has published."""
         return self.store.work_dir(self.step, self.key)
+
+    def part(self, name: str, suffix: str, write: Callable[[Path], None]) -> Path:
+        """A finished part of the step's work, which a retry does not repeat.
+
+        Its file in the work directory has the sha256 of its bytes in its name: a damaged one is
+        logged and made again.
+
+        Args:
+            name: of the part, the same in every attempt.
+            suffix: of the file, such as `.parquet`.
+            write: makes the part in the file it is given; called only when it is not there.
+
+        Returns:
+            The file.
+        """
+        folder = self.work_dir
+        for path in folder.glob(f"{name}-*{suffix}"):
+            if path.name == f"{name}-{read_digest(path)[:16]}{suffix}":
+                return path
+            self.log(f"part {path} of the step's work is damaged; it is made again")
+            path.unlink()
+        temporary = folder / f"{name}.tmp"
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        return temporary.replace(folder / f"{name}-{read_digest(temporary)[:16]}{suffix}")
 
     def read(self, table: TableArtifact, columns: Sequence[str] | None = None) -> "pd.DataFrame":
         """The rows of a table artifact."""

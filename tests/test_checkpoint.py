@@ -67,7 +67,7 @@ def test_a_write_that_fails_leaves_the_old_state(
 ) -> None:
     save_state(tmp_path, {"x": torch.tensor([1.0])}, {"step": 1})
 
-    def broken(tensors: object, path: Path) -> None:
+    def broken(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
@@ -79,6 +79,38 @@ def test_a_write_that_fails_leaves_the_old_state(
     assert (found[0]["x"].tolist(), found[1]) == ([1.0], {"step": 1})
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_state_is_named_and_not_believed(
+    seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_state(tmp_path, {"x": torch.arange(40.0), "y": torch.ones(3)}, {"step": 1})
+    path = tmp_path / STATE_FILE
+    data, rng = bytearray(path.read_bytes()), random.Random(seed)
+    place = rng.randrange(len(data))
+    kind = ("flip", "truncate", "delete", "add")[seed % 4]
+    if kind == "flip":
+        data[place] ^= 1 << rng.randrange(8)
+    elif kind == "truncate":
+        del data[place:]
+    elif kind == "delete":
+        del data[place : place + 1 + rng.randrange(8)]
+    else:
+        data[place:place] = rng.randbytes(1 + rng.randrange(8))
+    path.write_bytes(data)
+    assert load_state(tmp_path) is None
+    assert str(path) in caplog.text
+    assert "starts from its beginning" in caplog.text
+
+
+def test_a_state_of_another_version_is_not_believed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_state(tmp_path, {"x": torch.ones(3)}, {"step": 1})
+    monkeypatch.setattr(checkpoint, "FORMAT", "another")
+    assert load_state(tmp_path) is None
+    assert "is of another version" in caplog.text
+
+
 def test_state_is_plain_safetensors_and_nothing_is_unpickled(tmp_path: Path) -> None:
     save_state(tmp_path, {"x": torch.ones(2)}, {"step": 1})
     tensors = load_file(tmp_path / STATE_FILE)
@@ -86,7 +118,7 @@ def test_state_is_plain_safetensors_and_nothing_is_unpickled(tmp_path: Path) -> 
     # The JSON is a tensor too: the file's header has a limit that a long run's metrics reach.
     assert json.loads(tensors[STATE_KEY].numpy().tobytes()) == {"step": 1}
     with safe_open(tmp_path / STATE_FILE, framework="pt") as file:
-        assert not file.metadata()
+        assert set(file.metadata()) == {"format", "sha256"}
     for file in Path(rlhf_core.__file__).parent.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"torch\.(load|save)\(|import pickle|joblib", text), file.name

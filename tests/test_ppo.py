@@ -15,6 +15,7 @@ from tiny import (
     PROMPTS,
     RESPONSES,
     VOCAB,
+    InterruptAt,
     KillAt,
     NanGradientAfter,
     PlantedReward,
@@ -509,6 +510,19 @@ def test_checklist_14_and_23_resumed_is_uninterrupted_bit_for_bit(
     assert actual == expected
     coefficients = {value for _, name, value in expected.metrics if name == "objective/kl_coef"}
     assert (len(coefficients) > 1) == (kl_controller == "adaptive")
+
+
+def test_an_interruption_is_saved_first_whatever_the_interval(tmp_path: Path) -> None:
+    changes = {"updates": 5, "checkpoint_every": 99}
+    straight = ppo_models()
+    expected = run(straight, tmp_path / "straight", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run(ppo_models(), tmp_path / "stopped", progress=InterruptAt(3), **changes)
+    resumed, counted = ppo_models(), InterruptAt()
+    actual = run(resumed, tmp_path / "stopped", progress=counted, **changes)
+    assert counted.seen == [4, 5]
+    assert same_weights(resumed.policy, straight.policy)
+    assert actual == expected
 
 
 def test_finished_run_is_not_repeated(tmp_path: Path, adam_steps: list[dict[str, float]]) -> None:

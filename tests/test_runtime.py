@@ -1,10 +1,14 @@
 """How a loop meets the machine."""
 
 import platform
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from rlhf_core.runtime import DeferredSignals
 
 COUNT_FAULTS = """
 import resource, torch
@@ -35,3 +39,54 @@ def test_freed_memory_is_used_again_instead_of_fresh_pages() -> None:
     fresh = faults(keep=False)
     # Now and then a small block splits a freed one, and one more of 32 MiB is needed.
     assert faults(keep=True) < fresh / 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_it_is_delivered_to_who_handled_it_before(
+    number: signal.Signals,
+) -> None:
+    came: list[int] = []
+    before = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        outer = signal.getsignal(number)
+        with DeferredSignals() as signals:
+            assert not signals.pending
+            signal.raise_signal(number)
+            assert signals.pending
+            assert came == []
+            signals.deliver()
+            assert came == [number]
+        assert signal.getsignal(number) is outer
+        with DeferredSignals():
+            signal.raise_signal(number)
+        assert came == [number] * 2  # at the end at the latest
+        with DeferredSignals():
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            assert came == [number] * 3  # who presses again wants it now
+        assert came == [number] * 3
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_fault_is_not_hidden_by_a_signal_that_waits() -> None:
+    def interrupted_then_wrong() -> None:
+        with DeferredSignals():
+            signal.raise_signal(signal.SIGINT)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted_then_wrong()
+
+
+def test_in_a_thread_signals_are_left_alone() -> None:
+    seen: list[object] = []
+
+    def work() -> None:
+        with DeferredSignals():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]

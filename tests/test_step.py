@@ -366,6 +366,74 @@ def test_a_kill_leaves_nothing_torn_and_the_next_run_goes_on(
     assert not list((root / "_new").iterdir())
 
 
+def test_a_finished_part_is_kept_and_a_damaged_one_made_again(
+    config: PipelineConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run = StepRun("sample", "0" * 16, config, open_store(config), None)
+    made: list[str] = []
+
+    def write(path: Path) -> None:
+        made.append("made")
+        path.write_text("what took long")
+
+    path = run.part("shard-1", ".txt", write)
+    assert path.read_text() == "what took long"
+    assert run.part("shard-1", ".txt", write) == path
+    assert made == ["made"]
+    path.write_text("what took lonh")
+    assert run.part("shard-1", ".txt", write).read_text() == "what took long"
+    assert made == ["made"] * 2
+    assert f"{path} of the step's work is damaged" in caplog.text
+    assert sorted(p.name for p in run.work_dir.iterdir()) == [path.name]
+
+
+class CpuOutOfMemoryError(RuntimeError):
+    """As PyTorch's allocator on the CPU words it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        )
+
+
+@pytest.mark.parametrize("kind", [MemoryError, CpuOutOfMemoryError])
+def test_out_of_memory_halves_the_micro_batch(
+    config: PipelineConfig, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[int] = []
+
+    @step(version=1, sections=("sft",))
+    def sft(run: StepRun) -> None:
+        size = run.config.sft.micro_batch_size
+        (run.work_dir / "mark").touch()
+        tried.append(size)
+        if size > 12:
+            raise kind
+        run.fact("size", size)
+
+    asked = changed(config, sft={"micro_batch_size": 50})
+    result = sft.fn(asked)
+    assert tried == [50, 25, 1]
+    assert result.facts == {"size": 1}
+    assert open_store(config).manifest("sft", result.key)["micro_batch_size"] == 1
+    assert "sft.micro_batch_size = 25" in caplog.text
+    assert sft.fn(config) == result  # it is in no key
+
+
+def test_what_needs_too_much_memory_even_alone_fails(config: PipelineConfig) -> None:
+    tried: list[int] = []
+
+    @step(version=1, sections=("sft",))
+    def sft(run: StepRun) -> None:
+        tried.append(run.config.sft.micro_batch_size)
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        sft.fn(changed(config, sft={"micro_batch_size": 4}))
+    assert tried == [4, 2, 1]
+
+
 # With Prefect
 
 States = dict[str, str | None]

@@ -12,6 +12,7 @@ from tiny import (
     PAD,
     PROMPTS,
     RESPONSES,
+    InterruptAt,
     KillAt,
     NanGradientAfter,
     StoppedError,
@@ -166,6 +167,24 @@ def test_checklist_23_resumed_is_uninterrupted_bit_for_bit(
         "train/learning_rate",
         "validation/loss",
     }
+
+
+def test_an_interruption_is_saved_first_whatever_the_interval(tmp_path: Path) -> None:
+    straight = tiny_lm(std=0.1)
+    start = copy.deepcopy(straight)
+    expected = train(straight, tmp_path / "straight", checkpoint_every=99)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            copy.deepcopy(start),
+            tmp_path / "stopped",
+            progress=InterruptAt(4),
+            checkpoint_every=99,
+        )
+    counted = InterruptAt()
+    actual = train(start, tmp_path / "stopped", progress=counted, checkpoint_every=99)
+    assert counted.seen[0] == 5
+    assert same_weights(start, straight)
+    assert actual == expected
 
 
 class KeepWeights:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,19 @@ class KillAt:
     def update(self, done: int, **stats: float) -> None:
         if done == self.at:
             raise StoppedError
+
+
+class InterruptAt:
+    """A progress that presses Ctrl-C, so to speak, at a given count, and notes all counts."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at = at
+        self.seen: list[int] = []
+
+    def update(self, done: int, **stats: float) -> None:
+        self.seen.append(done)
+        if done == self.at:
+            signal.raise_signal(signal.SIGINT)
 
 
 class NanGradientAfter:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TextIO
 
 from rlhf_core.errors import InputError
-from tasks.readers.files import open_text
+from tasks.readers.files import MAX_ROW_BYTES, open_text
 from tasks.readers.rows import BadRow, Row, shown
 
 
 class _Lines:
     """Lines of a file that remember which of them a record took, and can take them back."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, path: Path) -> None:
+        self._stream, self._path = stream, path
         self._returned: deque[str] = deque()
         self.taken: list[str] = []
         self.last = 0
@@ -25,8 +25,15 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._returned.popleft() if self._returned else next(self._stream)
+        line = self._returned.popleft() if self._returned else self._stream.readline(MAX_ROW_BYTES)
+        if not line:
+            raise StopIteration
         self.last += 1
+        if len(line) == MAX_ROW_BYTES:
+            raise InputError(
+                f"{self._path}:{self.last}: a line longer than {MAX_ROW_BYTES >> 20} MiB; "
+                "is it a table of text?"
+            )
         self.taken.append(line)
         return line
 
@@ -45,7 +52,7 @@ def read_csv(path: Path) -> Iterator[Row | BadRow]:
         InputError: no header, or a header that names a column twice.
     """
     with open_text(path) as stream:
-        lines = _Lines(stream)
+        lines = _Lines(stream, path)
         header: list[str] | None = None
         for start, cells, fault in _records(lines):
             if header is None:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from rlhf_core.config import Source
 from rlhf_core.errors import InputError
@@ -21,6 +21,11 @@ FORMATS = {
 }
 _GZIP = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
+MAX_EXPANSION = 200
+"""Text compresses 3 to 20 times, the most repetitive tables 100 times; a bomb 1,000 times."""
+HARMLESS_BYTES = 256 << 20
+MAX_ROW_BYTES = 64 << 20
+"""A longer line is no row: it would be held in memory as a whole."""
 
 
 def file_format(path: Path) -> str:
@@ -189,11 +194,33 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             return
         try:
             with gzip.open(stream, "rb") as inner:
-                yield io.BufferedReader(inner, _CHUNK_BYTES)
+                yield io.BufferedReader(_NoBomb(inner, path), _CHUNK_BYTES)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(
                 f"{path}: the gzip data is cut off or damaged ({error}); fetch the file again"
             ) from None
+
+
+class _NoBomb(io.RawIOBase):
+    """What is decompressed from a file, as long as it is in proportion to the file."""
+
+    def __init__(self, inner: gzip.GzipFile, path: Path) -> None:
+        self._inner, self._path = inner, path
+        self._left = max(HARMLESS_BYTES, MAX_EXPANSION * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises InputError when it has become too much."""
+        number = self._inner.readinto(buffer)
+        self._left -= number
+        if self._left < 0:
+            raise InputError(
+                f"{self._path}: expands to more than {MAX_EXPANSION} times its size; decompress it "
+                "yourself if you trust it"
+            )
+        return number
 
 
 @contextmanager

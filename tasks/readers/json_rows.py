@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rlhf_core.errors import InputError
-from tasks.readers.files import open_bytes, open_text
+from tasks.readers.files import MAX_ROW_BYTES, open_bytes, open_text
 from tasks.readers.rows import BadRow, Row, RowError, shown
 
 _BOM = b"\xef\xbb\xbf"
@@ -47,7 +47,12 @@ def _as_row(line: int, value: Any, content: str) -> Row | BadRow:
 def read_json_lines(path: Path) -> Iterator[Row | BadRow]:
     """One object per line; blank lines are passed over."""
     with open_bytes(path) as stream:
-        for line, raw in enumerate(stream, start=1):
+        for line, raw in enumerate(iter(lambda: stream.readline(MAX_ROW_BYTES), b""), start=1):
+            if len(raw) == MAX_ROW_BYTES:
+                while raw and not raw.endswith(b"\n"):
+                    raw = stream.readline(MAX_ROW_BYTES)
+                yield BadRow(line, f"longer than {MAX_ROW_BYTES >> 20} MiB", "")
+                continue
             if line == 1:
                 raw = raw.removeprefix(_BOM)
             try:
@@ -180,6 +185,8 @@ class _Scanner:
         """Drop what has been taken and read as much again as is held; False at the end."""
         if self._ended:
             return False
+        if len(self._text) - self._at > MAX_ROW_BYTES:
+            raise self.fault(f"a value longer than {MAX_ROW_BYTES >> 20} MiB")
         self._line += self._text.count("\n", 0, self._at)
         self._text = self._text[self._at :]
         self._at = 0

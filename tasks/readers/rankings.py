@@ -119,6 +119,8 @@ def _responses(
     objects = [response for response in responses if isinstance(response, dict)]
     ranks = _inner_numbers(objects, "rank", column, len(responses)) or ranks
     scores = _inner_numbers(objects, "score", column, len(responses)) or scores
+    if ranks is not None and min(ranks) < 0:  # some tools write -1 for a text that nobody ranked
+        raise RowError(f"{column}: a rank must be >= 0, got {min(ranks):g}")
     if ranks is None and scores is None:
         raise RowError(f"{column}: neither a rank nor a score for the texts")
     return texts, systems, ranks, scores
