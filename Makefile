@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e test proofs mutants check bench ablation help clean
+.PHONY: setup demo e2e test proofs chaos mutants check bench ablation help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,7 +30,10 @@ test: $(READY) ## the tests
 	$(BIN)/python -m pytest
 
 proofs: $(READY) ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/test_chaos.py --ignore tests/test_damage.py
+
+chaos: $(READY) ## kill runs, damage files, fill the disk; every result must be that of a quiet run
+	$(BIN)/python -m pytest -m slow tests/test_chaos.py tests/test_damage.py
 
 mutants: $(READY) ## break the mathematics in a hundred ways; the tests must notice each
 	$(BIN)/python tests/mutants.py

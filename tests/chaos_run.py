@@ -46,8 +46,8 @@ class Chaos:
         from tasks.step_run import StepRun
 
         for name in ("rename", "replace"):
-            setattr(os, name, self._around(getattr(os, name)))
-        checkpoint.save_file = self._save(checkpoint.save_file)  # type: ignore[assignment]
+            self._put(os, name, self._around(getattr(os, name)))
+        self._put(checkpoint, "save_file", self._save(vars(checkpoint)["save_file"]))
         descend, update, part = SupervisedTraining.descend, ppo.update_policy, StepRun.part
 
         def noted_descend(training: SupervisedTraining, stats: dict[str, float]) -> None:
@@ -65,9 +65,13 @@ class Chaos:
 
             return part(run, name, suffix, noted)
 
-        SupervisedTraining.descend = noted_descend  # type: ignore[method-assign]
-        ppo.update_policy = noted_update
-        StepRun.part = noted_part  # type: ignore[method-assign]
+        self._put(SupervisedTraining, "descend", noted_descend)
+        self._put(ppo, "update_policy", noted_update)
+        self._put(StepRun, "part", noted_part)
+
+    @staticmethod
+    def _put(owner: object, name: str, value: object) -> None:
+        setattr(owner, name, value)
 
     def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)

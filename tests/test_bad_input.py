@@ -458,5 +458,5 @@ def test_a_directory_that_is_no_model_is_one_line(
 
 
 def test_there_are_enough_cases() -> None:
-    number = sum(map(len, (RECIPES, DEMONSTRATIONS, RANKINGS, FILES, MODELS)))
-    assert number >= 150
+    tables = RECIPES, DEMONSTRATIONS, RANKINGS, FILES, MODELS
+    assert sum(len(table) for table in tables) >= 150
