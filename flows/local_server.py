@@ -9,6 +9,7 @@ that ended: its standard input closes.
 The database is Prefect's own (`PREFECT_HOME`), so runs show in `prefect server start` later.
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -98,14 +99,14 @@ class LocalServer:
             time.sleep(0.05)
         self._log.seek(0)
         words = self._log.read().decode(errors="replace").strip().splitlines()
-        raise RuntimeError(
-            f"the temporary Prefect server did not start: {words[-1] if words else 'no answer'}"
-        )
+        faults = [line for line in words if "Error" in line] or words or ["no answer"]
+        raise RuntimeError(f"the temporary Prefect server did not start: {faults[-1]}")
 
 
 def _end_with_parent() -> None:
     """Standard input ends when the run's process does."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
     os._exit(1)
@@ -115,7 +116,18 @@ def _serve(port: int) -> None:
     import uvicorn
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    uvicorn.run(
+    # Two servers that migrate one fresh database at once break each other.
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    home.mkdir(parents=True, exist_ok=True)
+    alone = (home / "rlhf-server.lock").open("w")
+    fcntl.flock(alone, fcntl.LOCK_EX)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            alone.close()
+
+    config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
         host="127.0.0.1",
@@ -123,6 +135,7 @@ def _serve(port: int) -> None:
         log_level="error",
         lifespan="on",
     )
+    Server(config).run()
 
 
 if __name__ == "__main__":

@@ -142,6 +142,8 @@ def every_moment(recipe: str, log: Path) -> int:
 
 
 def main() -> int:
+    """What the command line says; Ctrl-C works also where a shell started it in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     way, recipe, log = sys.argv[1:]
     if way == "every-moment":
         return every_moment(recipe, Path(log))

@@ -182,7 +182,8 @@ def test_two_at_once_build_each_step_once(
         assert sum((done - own).values()) - len(done - own) <= INTERVAL * killed
         manifests = [path.parent.name for path in place.root.glob("*-*/manifest.json")]
         steps = Counter(name.rsplit("-", 1)[0] for name in manifests)
-        assert {step for step, number in steps.items() if number == 2} == {"ppo", "evaluate"}
+        twice = {step for step, number in steps.items() if number == 2}
+        assert {"ppo"} <= twice <= {"ppo", "evaluate"}  # both may have kept the same policy
     assert not list((place.root / "_work").iterdir())
     assert not list((place.root / "_new").iterdir())
 
@@ -205,14 +206,12 @@ def test_a_full_disk_is_said_and_the_run_goes_on_after_space_is_made(
     place = Place(tmp_path / "full")
     place.root.symlink_to(small_disk)
     ballast = small_disk / "ballast"
-    free = [1_200_000, 700_000, 100_000]  # it fails elsewhere each time
-    for size in free:
-        ballast.write_bytes(bytes(2_000_000 - size))
+    for size in (300_000, 60_000, 5_000):  # it fails elsewhere each time
+        disk = os.statvfs(small_disk)
+        ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - size))
         process = place.start()
         said, _ = process.communicate()
         ballast.unlink()
-        for folder in place.root.glob("*-*"):
-            shutil.rmtree(folder)
         assert process.returncode == 1, said
         assert "No space left on device" in said.splitlines()[-1]
         assert "make space" in said.splitlines()[-1]

@@ -70,6 +70,8 @@ class InterruptAt:
     def __init__(self, at: int | None = None) -> None:
         self.at = at
         self.seen: list[int] = []
+        # A shell that starts the tests in the background has them ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def update(self, done: int, **stats: float) -> None:
         self.seen.append(done)
