@@ -32,6 +32,7 @@ NEVER_RETRIED = (
     GateFailed,
     ArtifactDamaged,  # the chain has to start again from the damaged step
     AttributeError,
+    FloatingPointError,  # a loss that is no longer finite
     ImportError,
     LookupError,
     NameError,

@@ -593,7 +593,13 @@ def test_a_passing_fault_is_retried_from_the_work_dir(
 
 @pytest.mark.parametrize(
     "error",
-    [InputError("i"), ValueError("v"), TypeError("t"), AssertionError("a"), GateFailed("g")],
+    [
+        InputError("i"),
+        ValueError("v"),
+        AssertionError("a"),
+        FloatingPointError("f"),
+        GateFailed("g"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_would_fail_again_is_not_retried(
