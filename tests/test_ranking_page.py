@@ -314,7 +314,8 @@ def test_links_stay_good_and_the_secret_is_its_owners(tmp_path: Path) -> None:
 
 def test_guidelines_are_markdown_that_can_do_no_harm() -> None:
     html = render_guidelines(
-        "# Be fair\n\n- **truth** first\n\n<script>alert(1)</script> <img src=x onerror=alert(2)>\n\n"
+        "# Be fair\n\n- **truth** first\n\n<script>alert(1)</script> <img src=x onerror=alert(2)>"
+        "\n\n"
         "[link](javascript:alert(3)) ![image](http://evil.example/x.png) [ok](https://example.org)"
     )
     assert "<h1>Be fair</h1>" in html

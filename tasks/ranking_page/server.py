@@ -27,7 +27,6 @@ from tasks.ranking_page.queue import Item, Queue, Showing
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
-    from starlette.responses import Response
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NOTE_CHARACTERS = 4000
@@ -92,6 +91,7 @@ class Page:
 def make_app(page: Page) -> "Starlette":
     """The application."""
     from starlette.applications import Starlette
+    from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
@@ -225,7 +225,7 @@ def make_app(page: Page) -> "Starlette":
 
 
 def render_guidelines(markdown: str) -> str:
-    """Markdown as HTML; HTML in it is shown as text, images are links, and no link runs a script."""
+    """Markdown as HTML: HTML in it is shown as text, there are no images, no link runs a script."""
     from markdown_it import MarkdownIt
 
     return (
