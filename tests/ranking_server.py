@@ -117,10 +117,7 @@ def _serve() -> None:
     recipe, listed = json.loads(sys.stdin.readline())
     config = parse_config(recipe)
     items = [Item(*row) for row in listed]
-    feedback = config.feedback
-    with serve_page(
-        config, items, annotators=feedback.annotators, server=feedback.server
-    ) as serving:
+    with serve_page(config, items) as serving:
         print(json.dumps(serving.links()), flush=True)
         sys.stdin.read()
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
+from tasks.step import open_store
 
 Kind = Literal["ranking", "skip", "undo"]
 
@@ -104,7 +105,7 @@ class Conflict(ValueError):
 
 def answers_path(config: PipelineConfig) -> Path:
     """Where the answers of a run of this name are."""
-    return Path(config.paths.root).expanduser() / "feedback" / f"{config.name}.sqlite"
+    return open_store(config).root / "feedback" / f"{config.name}.sqlite"
 
 
 class Answers:

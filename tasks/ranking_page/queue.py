@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rlhf_core.config import PipelineConfig
 from tasks.ranking_page.answers import Answers, Event
 from tasks.readers.rows import normalise_response
 from tasks.tables import digest_id
@@ -202,3 +203,15 @@ class Queue:
 
     def _hash(self, *parts: str) -> bytes:
         return hashlib.sha256("\x1f".join((str(self._seed), *parts)).encode()).digest()
+
+
+def make_queue(config: PipelineConfig, items: Sequence[Item], answers: Answers) -> Queue:
+    """The queue as `feedback` and `seed` want it."""
+    return Queue(
+        items,
+        answers,
+        config.feedback.annotators,
+        seed=config.seed,
+        rankings_per_prompt=config.feedback.rankings_per_prompt,
+        repeat_share=config.feedback.repeat_share,
+    )

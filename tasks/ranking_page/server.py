@@ -22,7 +22,7 @@ from rlhf_core.config import PageServer, PipelineConfig
 from rlhf_core.errors import InputError
 from tasks.ranking_page.access import Access, Address, address, check_server, open_access
 from tasks.ranking_page.answers import Answers, Conflict, Event, answers_path
-from tasks.ranking_page.queue import Item, Queue, Showing
+from tasks.ranking_page.queue import Item, Queue, Showing, make_queue
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -228,9 +228,8 @@ def render_guidelines(markdown: str) -> str:
     """Markdown as HTML: HTML in it is shown as text, there are no images, no link runs a script."""
     from markdown_it import MarkdownIt
 
-    return (
-        MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
-    )
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    return str(renderer.render(markdown))
 
 
 def _render_shell(page: Page) -> str:
@@ -387,22 +386,19 @@ class Serving:
 
 
 @contextmanager
-def serve_page(
-    config: PipelineConfig, items: Sequence[Item], *, annotators: Sequence[str], server: PageServer
-) -> Iterator[Serving]:
+def serve_page(config: PipelineConfig, items: Sequence[Item]) -> Iterator[Serving]:
     """Serve the page of a run from a thread of its own while the block runs.
 
     Args:
         config: `name`, `seed`, `paths.root` and `feedback` are read.
         items: what is ranked.
-        annotators: who ranks.
-        server: where it listens.
 
     Raises:
         InputError: it may not listen there, the port is taken, or the answers cannot be written.
     """
     import uvicorn
 
+    server, annotators = config.feedback.server, config.feedback.annotators
     check_server(server)
     path = answers_path(config)
     answers = Answers(path)
@@ -415,7 +411,7 @@ def serve_page(
             page = Page(
                 name=config.name,
                 guidelines=config.feedback.guidelines,
-                queue=make_queue(config, items, answers, annotators),
+                queue=make_queue(config, items, answers),
                 access=open_access(path, annotators),
                 address=own,
             )
@@ -449,20 +445,6 @@ def serve_page(
                 thread.join()
     finally:
         answers.close()
-
-
-def make_queue(
-    config: PipelineConfig, items: Sequence[Item], answers: Answers, annotators: Sequence[str]
-) -> Queue:
-    """The queue as the configuration wants it."""
-    return Queue(
-        items,
-        answers,
-        annotators,
-        seed=config.seed,
-        rankings_per_prompt=config.feedback.rankings_per_prompt,
-        repeat_share=config.feedback.repeat_share,
-    )
 
 
 @contextmanager
