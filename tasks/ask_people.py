@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
 from rlhf_core.records import TableArtifact
