@@ -353,19 +353,10 @@ function tie(id) {
 
 function drop(id, target) {
   if (busy) return;
-  if (target.kind === "tray") {
-    without(id);
-  } else if (target.kind === "level") {
-    const level = levels[target.at];
-    without(id);
-    level.push(id);
-  } else {
-    const level = [id];
-    const before = levels.splice(0, target.at);
-    levels = [...before, ...levels];
-    without(id);
-    levels.splice(before.length, 0, level);
-  }
+  const level = levels[target.at];
+  without(id); // a level that is empty now stays until `changed`, so that `at` holds
+  if (target.kind === "level") level.push(id);
+  if (target.kind === "gap") levels.splice(target.at, 0, [id]);
   changed(id);
 }
 
