@@ -119,6 +119,18 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("--delete", action="store_true", help="remove them; otherwise only show them")
     gc.set_defaults(run=_gc)
 
+    doctor = commands.add_parser("doctor", help="is this machine, and the Prefect server, ready?")
+    doctor.add_argument(
+        "--root", default="artifacts", metavar="DIR", help="of the artifacts, default %(default)s"
+    )
+    doctor.add_argument(
+        "--runs", default="runs", metavar="DIR", help="of the runs, default %(default)s"
+    )
+    doctor.add_argument(
+        "--pool", default="rlhf", metavar="NAME", help="the work pool, default %(default)s"
+    )
+    doctor.set_defaults(run=_doctor)
+
     data = commands.add_parser("data", help="data sets")
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
     fetch = actions.add_parser("fetch", help="download a data set that a recipe needs")
@@ -215,6 +227,13 @@ def _gc(options: argparse.Namespace) -> int:
 
     done = collect_garbage(options.root, options.runs, options.older_than, delete=options.delete)
     return 0 if done else 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from flows.doctor import print_findings
+    from rlhf_core.config import Paths
+
+    return print_findings(Paths(root=options.root, runs=options.runs), options.pool)
 
 
 def _fetch(options: argparse.Namespace) -> int:

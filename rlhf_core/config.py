@@ -25,10 +25,25 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Split = Literal["sft", "reward", "reward_heldout", "ppo", "ppo_heldout", "evaluation"]
 
 
+ABBREVIATIONS = {name: name.upper() for name in ("eos", "gae", "kl", "lm", "ppo", "sft")}
+
+
+def title(name: str, field: Any = None) -> str:
+    """What a form shows for a field: `Max KL` for `max_kl`."""
+    words = " ".join(ABBREVIATIONS.get(word, word) for word in name.split("_"))
+    return words[:1].upper() + words[1:]
+
+
 class Section(BaseModel):
     """A frozen group of fields in which unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        field_title_generator=title,
+        model_title_generator=lambda section: title(section.__name__.lower()),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -632,6 +647,8 @@ class Report(Section):
 
 class PipelineConfig(Section):
     """A run of the whole pipeline."""
+
+    model_config = ConfigDict(title="Recipe")
 
     name: str = Field(
         "rlhf",

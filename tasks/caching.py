@@ -7,7 +7,8 @@ that step runs again. That is a habit of Prefect and no promise; a test pins it.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ NEVER_RETRIED = (
 """The same again would only fail again; a full disk, a lost connection or no memory may not."""
 
 BACKOFF_SECONDS = 5.0
+
+LOGGERS = ("rlhf", "rlhf_core", "tasks")
 
 
 class ArtifactSerializer(JSONSerializer[StepResult]):
@@ -93,7 +96,7 @@ def should_retry(task: "Task[Any, Any]", task_run: Any, state: "State[Any]") -> 
 def make_task(
     function: Callable[..., Any], name: str, *, cached: bool, retries: int
 ) -> "Task[Any, Any]":
-    """`function(name, root, call)` as a Prefect task."""
+    """`function(name, root, title, call)` as a Prefect task."""
     caching: dict[str, Any] = {"persist_result": False}
     if cached:
         caching = {
@@ -105,7 +108,7 @@ def make_task(
         }
     decorate = task(
         name=name,
-        task_run_name="{name}",
+        task_run_name="{title}",
         retries=retries,
         retry_delay_seconds=exponential_backoff(BACKOFF_SECONDS),
         retry_jitter_factor=0.5,
@@ -138,3 +141,24 @@ def run_logger() -> Any:
         return get_run_logger()
     except MissingContextError:
         return logging.getLogger("tasks")
+
+
+@contextmanager
+def our_lines() -> Iterator[None]:
+    """What our code logs goes into the log of the run, however that was started.
+
+    `PREFECT_LOGGING_EXTRA_LOGGERS` would leave out all below a warning.
+    """
+    handlers = logging.getLogger("prefect.extra").handlers
+    before = [(logger, logger.level) for logger in map(logging.getLogger, LOGGERS)]
+    for logger, level in before:
+        logger.setLevel(level or logging.INFO)
+        for handler in handlers:
+            logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)
+            for handler in handlers:
+                logger.removeHandler(handler)

@@ -182,7 +182,7 @@ class Step:
         """The Prefect task; made at the first call, since importing Prefect takes a second."""
         from tasks.caching import make_task
 
-        def execute(name: str, root: str, call: _Call) -> Any:
+        def execute(name: str, root: str, title: str, call: _Call) -> Any:
             return self._execute(call)
 
         made = make_task(execute, self.name, cached=self.cached, retries=self.retries)
@@ -216,8 +216,9 @@ class Step:
 
         name = f"{self.name}-{call.ingredients.key}" if call.ingredients else self.name
         root = hashlib.sha256(str(_root.get()).encode()).hexdigest()[:12]
+        title = f"{self.name} · {call.config.name} · seed {call.config.seed}"
         # quote: Prefect would otherwise walk through the configuration in search of futures.
-        return self.task(name, root, quote(call))
+        return self.task(name, root, title, quote(call))
 
     def _execute(self, call: _Call) -> Any:
         call.body_ran = False
