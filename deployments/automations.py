@@ -28,7 +28,7 @@ SILENCE = timedelta(minutes=10)
 
 TEXT = """{{ flow.name }}, run {{ flow_run.name }}: {{ flow_run.state.name }}
 {{ flow_run.state.message }}
-{{ flow_run|ui_url }}"""
+{{ flow_run|ui_url or '' }}"""
 
 
 def no_heartbeat() -> Automation:

@@ -7,11 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any, NamedTuple
 
 import httpx
@@ -144,6 +147,7 @@ def started_server(folder: Path) -> Iterator[Server]:
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     }
     words = ["prefect", "server", "start", "--port", str(port)]
+    environment["PREFECT_UI_URL"] = url.removesuffix("/api")  # for links in notifications
     with process(words, folder / "server.log", environment):
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -418,6 +422,47 @@ def test_automations_are_saved_once(deployed: Server) -> None:
     done = deployed.command(sys.executable, "deployments/automations.py", "--notify", "x/y")
     assert done.returncode == 2
     assert "x/y: no such block" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_failed_run_makes_itself_known(deployed: Server) -> None:
+    heard: Queue[str] = Queue()
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.put(self.rfile.read(int(self.headers["content-length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+    listener = HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    program = f"""
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+CustomWebhookNotificationBlock(
+    name="team",
+    url="http://127.0.0.1:{listener.server_port}",
+    json_data={{"text": "{{{{subject}}}} {{{{body}}}}"}},
+).save("team", overwrite=True)
+"""
+    done = deployed.command(sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+    notify = ("--notify", "custom-webhook/team")
+    done = deployed.command(sys.executable, "deployments/automations.py", *notify)
+    assert done.returncode == 0, done.stderr
+    program = """
+from prefect import flow
+
+@flow(name="rlhf", flow_run_name="demo")
+def fails():
+    raise ValueError("the reason")
+
+fails()
+"""
+    deployed.command(sys.executable, "-c", program)
+    said = heard.get(timeout=START_SECONDS)
+    listener.shutdown()
+    for words in ("demo: Failed", "rlhf, run demo", "ValueError: the reason", "/runs/flow-run/"):
+        assert words in said
 
 
 @pytest.mark.slow
