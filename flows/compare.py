@@ -10,8 +10,8 @@ from flows.journal import log
 from rlhf_core.config import Evaluate, Paths, Section
 from rlhf_core.errors import InputError
 from rlhf_core.records import ModelArtifact, StepResult
-from tasks.caching import our_lines
 from tasks.evaluate import evaluate
+from tasks.prefect_task import our_lines
 from tasks.reporting.lineage import SavedRun, load_run
 from tasks.step import open_store
 

@@ -10,11 +10,11 @@ from prefect import flow
 from flows.journal import Journal, RunSummary, Walker, log
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import GateFailed
-from tasks.caching import our_lines
 from tasks.evaluate import evaluate
 from tasks.feedback import feedback
 from tasks.ingest import ingest
 from tasks.ppo import ppo
+from tasks.prefect_task import our_lines
 from tasks.pretrain import base_model, pretrain
 from tasks.rate import rate
 from tasks.report import report

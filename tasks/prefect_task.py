@@ -1,27 +1,23 @@
-"""How Prefect gets to know the artifact store: a cache policy, a serializer, retries, logs.
+"""How a step is told to Prefect: retries, refresh, the state `Cached`, logs.
 
-Prefect keeps one small JSON record per built step. The record is believed only while its artifact
-is there: the serializer looks when it loads the record, and raises when the artifact is gone or
-damaged. Prefect takes any error of a serializer as "no record" (`ResultStore._exists`), so exactly
-that step runs again. That is a habit of Prefect and no promise; a test pins it.
+Prefect keeps no results of ours. The artifact store alone decides what is a hit, because it alone
+can see whether the artifact is there and whole; and a file of Prefect's result storage names the
+serializer that reads it, pickle for one, so that whoever can write there could run code here.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
-from prefect.cache_policies import CachePolicy
+from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
-from prefect.serializers import JSONSerializer
 from prefect.settings import get_current_settings
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
-from pydantic import Field
 
 from rlhf_core.errors import GateFailed
 from rlhf_core.records import StepResult
@@ -37,6 +33,7 @@ NEVER_RETRIED = (
     GateFailed,
     ArtifactDamaged,  # the chain has to start again from the damaged step
     AttributeError,
+    FloatingPointError,  # a loss that is no longer finite
     ImportError,
     LookupError,
     NameError,
@@ -49,63 +46,14 @@ BACKOFF_SECONDS = 5.0
 LOGGERS = ("rlhf", "rlhf_core", "tasks")
 
 
-class ArtifactSerializer(JSONSerializer[StepResult]):
-    """Records of built steps as JSON; loading one checks that its artifact is there and whole."""
-
-    type: str = Field(default="rlhf-artifact", frozen=True)
-
-    def dumps(self, obj: StepResult) -> bytes:
-        """The record as JSON."""
-        return obj.model_dump_json().encode()
-
-    def loads(self, blob: bytes) -> StepResult:
-        """The record, if the artifact that it names is there and whole.
-
-        Raises:
-            LookupError: it is not; Prefect then runs the step.
-        """
-        from tasks.step import verify_record
-
-        return verify_record(StepResult.model_validate_json(blob))
-
-
-@dataclass
-class ArtifactKey(CachePolicy):
-    """The key that the step has computed, and a digest of the root it was asked for.
-
-    With the root in it, two roots share one Prefect home without unsettling each other's records.
-    """
-
-    def compute_key(
-        self,
-        task_ctx: TaskRunContext,
-        inputs: dict[str, Any],
-        flow_parameters: dict[str, Any],
-        **kwargs: Any,
-    ) -> str | None:
-        """The name of the record in Prefect's result storage."""
-        return f"rlhf-{inputs['name']}-{inputs['root']}"
-
-
 def should_retry(task: "Task[Any, Any]", task_run: Any, state: "State[Any]") -> bool:
     """Whether a failed attempt may succeed the next time; see `NEVER_RETRIED`."""
     error = state.data
     return not isinstance(getattr(error, "result", error), NEVER_RETRIED)
 
 
-def make_task(
-    function: Callable[..., Any], name: str, *, cached: bool, retries: int
-) -> "Task[Any, Any]":
-    """`function(name, root, title, call)` as a Prefect task."""
-    caching: dict[str, Any] = {"persist_result": False}
-    if cached:
-        caching = {
-            "cache_policy": ArtifactKey(),
-            "persist_result": True,
-            "result_serializer": ArtifactSerializer(),
-            # A record in memory would outlive the artifact that it names.
-            "cache_result_in_memory": False,
-        }
+def make_task(function: Callable[..., Any], name: str, *, retries: int) -> "Task[Any, Any]":
+    """`function(title, call)` as a Prefect task, of which Prefect keeps no result."""
     decorate = task(
         name=name,
         task_run_name="{title}",
@@ -113,7 +61,8 @@ def make_task(
         retry_delay_seconds=exponential_backoff(BACKOFF_SECONDS),
         retry_jitter_factor=0.5,
         retry_condition_fn=should_retry,
-        **caching,
+        cache_policy=NO_CACHE,
+        persist_result=False,
     )
     return decorate(function)
 
@@ -129,7 +78,7 @@ def refresh_wanted() -> bool:
 
 
 def as_cached(result: StepResult) -> Any:
-    """What the task returns when the store had the artifact though Prefect had no record of it."""
+    """What the task returns when the store had the artifact: Prefect shows it as `Cached`."""
     if TaskRunContext.get() is None:
         return result
     return Completed(name="Cached", message="Found in the artifact store", data=result)
