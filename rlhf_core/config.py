@@ -282,8 +282,10 @@ class Feedback(Section):
         [],
         description="Further files of rankings; read at this step, so new ones do not repeat SFT.",
     )
-    num_annotators: PositiveInt = Field(
-        8, description="simulated: annotators, one of them careless."
+    num_annotators: PositiveInt = Field(8, description="simulated: annotators.")
+    num_careless: NonNegativeInt = Field(
+        1,
+        description="simulated: how many of them rank nearly at random; one is always careful.",
     )
     rankings_per_prompt: PositiveInt = Field(2, description="simulated: annotators per prompt.")
     max_rejected_share: Share = Field(
@@ -307,10 +309,11 @@ class Rate(Section):
     elo_orders: PositiveInt = Field(
         20, description="elo: random orders of the games that are averaged."
     )
-    annotator_weights: dict[str, NonNegativeFloat] = Field(
-        {},
-        description="Weight of an annotator's games; 1 where not given, 0 leaves the annotator "
-        "out.",
+    annotator_weights: Literal["none", "reliability"] | dict[str, NonNegativeFloat] = Field(
+        "none",
+        description="What annotators' votes weigh. none: all the same. reliability: by how far "
+        "they agree with the others (Dawid-Skene). Or name: weight; 1 where not given, 0 leaves "
+        "the annotator out.",
     )
 
 

@@ -122,7 +122,7 @@ def simulate(
             f"feedback.rankings_per_prompt = {settings.rankings_per_prompt} must not be above "
             f"feedback.num_annotators = {settings.num_annotators}"
         )
-    people = annotators(settings.num_annotators, config.seed)
+    people = annotators(settings.num_annotators, config.seed, settings.num_careless)
     ranked = prompts[prompts["split"].isin(REWARD_SPLITS)]
     ordered = samples.sort_values(["prompt_id", "sample_index"], kind="stable")
     texts_of = {str(key): group for key, group in ordered.groupby("prompt_id", sort=False)}
