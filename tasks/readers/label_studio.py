@@ -404,13 +404,19 @@ def _name(data: Mapping[str, Any], field: str, columns: Columns) -> str:
 
 
 def _prompt(data: Mapping[str, Any], columns: Columns) -> str:
-    return normalise_prompt(prompt_of_text(_text(data, _name(data, "prompt", columns))))
+    name = _name(data, "prompt", columns)
+    return normalise_prompt(prompt_of_text(check_text(data.get(name), f"data.{name}")))
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:
     if name not in data:
         raise RowError(f"data.{name}: missing")
-    return check_text(data[name], f"data.{name}")
+    return _check_shown(data[name], f"data.{name}")
+
+
+def _check_shown(value: Any, label: str) -> str:
+    """A text that was on the screen; models write empty ones too, and people judge them."""
+    return "" if isinstance(value, str) and not value.strip() else check_text(value, label)
 
 
 def _sides(data: Mapping[str, Any], columns: Columns, target: str) -> tuple[str, str]:
@@ -462,6 +468,6 @@ def _items(data: Mapping[str, Any], columns: Columns) -> dict[str, str]:
             raise RowError(f"{label}: must be an object with an id")
         if str(item["id"]) in items:
             raise RowError(f"{label}.id: stands twice")
-        key = next((key for key in _ITEM_TEXTS if item.get(key)), "body")
-        items[str(item["id"])] = check_text(item.get(key), f"{label}.{key}")
+        key = next((key for key in _ITEM_TEXTS if key in item), _ITEM_TEXTS[0])
+        items[str(item["id"])] = _check_shown(item.get(key), f"{label}.{key}")
     return items
