@@ -408,9 +408,11 @@ def update_policy(
                 for group in models.policy.norm_groups()
             ]
             if not (math.isfinite(sum(sums.values())) and all(n.isfinite() for n in norms)):
+                seen = {name: total for name, total in sums.items() if not math.isfinite(total)}
                 raise FloatingPointError(
-                    "PPO's loss or gradient is no longer finite; lower ppo.learning_rate of "
-                    f"{settings.learning_rate:g} or set ppo.max_grad_norm"
+                    f"PPO's loss or gradient is no longer finite (gradient norms "
+                    f"{[norm.item() for norm in norms]}, {seen or 'losses finite'}); lower "
+                    f"ppo.learning_rate of {settings.learning_rate:g} or set ppo.max_grad_norm"
                 )
             for part, norm in zip(("policy", "value"), norms, strict=False):
                 name = f"{part}/grad_norm"

@@ -83,8 +83,8 @@ class SupervisedTraining:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
             raise FloatingPointError(
-                f"the loss is {loss} and its gradient's norm {norm.item()}; "
-                f"lower the learning rate of {settings.learning_rate:g}"
+                f"at step {self.step + 1} the loss is {loss} and its gradient's norm "
+                f"{norm.item()}; lower the learning rate of {settings.learning_rate:g}"
             )
         learning_rate = settings.learning_rate * self.schedule(self.step)
         for group in self.optimizer.param_groups:

@@ -7,7 +7,6 @@ and whole. `Step.fn` does the same without Prefect; `lookup` says what would hap
 Prefect is imported at the first call, not before: it costs a second that `rlhf plan` does not need.
 """
 
-import hashlib
 import os
 import sys
 import time
@@ -96,26 +95,6 @@ def open_store(config: PipelineConfig) -> ArtifactStore:
     return ArtifactStore(_root.get() or Path(config.paths.root).expanduser(), log=_warn)
 
 
-def verify_record(record: StepResult) -> StepResult:
-    """The record, if its artifact under the current root is there, whole and the recorded one.
-
-    Raises:
-        LookupError: it is not.
-    """
-    root = _root.get()
-    if root is None:
-        raise LookupError("no step is running, so there is no root to look in")
-    store = ArtifactStore(root, log=_warn)
-    folder = store.path(record.step, record.key)
-    if not folder.exists():
-        store.report(folder, f"artifact {folder.name}: is gone; it will be built again")
-    if store.find(record.step, record.key, verify=_verify()) != record:
-        raise LookupError(
-            f"{folder.name} is not there, is damaged, or is no longer the recorded one"
-        )
-    return record
-
-
 @dataclass
 class _Call:
     """One call of a step, on its way through Prefect."""
@@ -124,7 +103,7 @@ class _Call:
     inputs: dict[str, Any]
     ingredients: Ingredients | None = None
     body_ran: bool = False
-    result: Any = None
+    result: StepResult | None = None
 
 
 @dataclass(frozen=True)
@@ -180,12 +159,12 @@ class Step:
     @cached_property
     def task(self) -> Any:
         """The Prefect task; made at the first call, since importing Prefect takes a second."""
-        from tasks.caching import make_task
+        from tasks.prefect_task import make_task
 
-        def execute(name: str, root: str, call: _Call) -> Any:
+        def execute(name: str, call: _Call) -> Any:
             return self._execute(call)
 
-        made = make_task(execute, self.name, cached=self.cached, retries=self.retries)
+        made = make_task(execute, self.name, retries=self.retries)
         return made.with_options(**self.options) if self.options else made
 
     def _run(
@@ -204,20 +183,17 @@ class Step:
             raise
         if call.ingredients is None:
             return returned
-        # Prefect does not call the task at all when it knows the record.
-        result = call.result if call.result is not None else returned
         outcome: Literal["run", "cached"] = "run" if call.body_ran else "cached"
         seconds = time.monotonic() - started
         outcomes.append(Outcome(self.name, call.ingredients.key, outcome, seconds))
-        return result
+        return call.result
 
     def _call_prefect(self, call: _Call) -> Any:
         from prefect.utilities.annotations import quote
 
         name = f"{self.name}-{call.ingredients.key}" if call.ingredients else self.name
-        root = hashlib.sha256(str(_root.get()).encode()).hexdigest()[:12]
         # quote: Prefect would otherwise walk through the configuration in search of futures.
-        return self.task(name, root, quote(call))
+        return self.task(name, quote(call))
 
     def _execute(self, call: _Call) -> Any:
         call.body_ran = False
@@ -307,7 +283,7 @@ def step(
 def _refresh_wanted() -> bool:
     if "prefect" not in sys.modules:
         return False
-    from tasks.caching import refresh_wanted
+    from tasks.prefect_task import refresh_wanted
 
     return refresh_wanted()
 
@@ -315,7 +291,7 @@ def _refresh_wanted() -> bool:
 def _as_cached(result: StepResult) -> Any:
     if "prefect" not in sys.modules:
         return result
-    from tasks.caching import as_cached
+    from tasks.prefect_task import as_cached
 
     return as_cached(result)
 

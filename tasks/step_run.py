@@ -188,6 +188,6 @@ def logger() -> Any:
     """Prefect's logger inside a run, Python's outside; does not import Prefect for it."""
     if "prefect" not in sys.modules:
         return logging.getLogger("tasks")
-    from tasks.caching import run_logger
+    from tasks.prefect_task import run_logger
 
     return run_logger()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import shipped_tokenizer, tiny_lm
+from tiny import save_shipped, shipped_tokenizer
 
 from flows.command import main
 from rlhf_core.config import PipelineConfig, Source
@@ -271,10 +271,10 @@ def folder(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    row = b'{"prompt": "p", "response": "r"}\n'
+    row = b'{"prompt": "p", "response": "' + b"r" * 1000 + b'"}\n'
     with gzip.open(path, "wb") as file:
         for _ in range(300):
-            file.write(row * (1 << 15))
+            file.write(row * (1 << 10))
 
 
 FILES: list[tuple[str, bytes | Callable[[Path], None] | None, str]] = [
@@ -355,14 +355,14 @@ def pickled(path: Path) -> None:
 
 
 def without_tokenizer(path: Path) -> None:
-    save_tiny(path)
+    save_shipped(path)
     for file in path.glob("*token*"):
         file.unlink()
 
 
 def with_config(**changes: Any) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        save_tiny(path)
+        save_shipped(path)
         config = json.loads((path / "config.json").read_text())
         (path / "config.json").write_text(json.dumps(config | changes))
 
@@ -370,7 +370,7 @@ def with_config(**changes: Any) -> Callable[[Path], None]:
 
 
 def cut_weights(path: Path) -> None:
-    save_tiny(path)
+    save_shipped(path)
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
 
@@ -378,19 +378,19 @@ def cut_weights(path: Path) -> None:
 def a_weight_missing(path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    save_tiny(path)
+    save_shipped(path)
     tensors = load_file(path / "model.safetensors")
     tensors.pop(next(name for name in tensors if "layers.0" in name))
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 
 
 def broken_json(path: Path) -> None:
-    save_tiny(path)
+    save_shipped(path)
     (path / "config.json").write_text("{")
 
 
 def broken_tokenizer(path: Path) -> None:
-    save_tiny(path)
+    save_shipped(path)
     (path / "tokenizer.json").write_text("{}")
 
 
@@ -413,12 +413,6 @@ def an_encoder_with_a_head(path: Path) -> None:
 
     BertForMaskedLM(bert()).save_pretrained(path)
     shipped_tokenizer().save_pretrained(path)
-
-
-def save_tiny(path: Path) -> None:
-    tokens = shipped_tokenizer()
-    tiny_lm(vocab_size=len(tokens)).save_pretrained(path)
-    tokens.save_pretrained(path)
 
 
 MODELS: list[tuple[Callable[[Path], None] | None, str]] = [

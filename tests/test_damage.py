@@ -103,27 +103,6 @@ def test_every_damage_to_work_in_progress_is_found_named_and_repaired(
         assert contents(place.run) == expected, (number, path)
 
 
-def test_every_damage_to_prefects_records_is_survived(
-    worked: tuple[Place, dict[str, Path]],
-) -> None:
-    from prefect.settings import get_current_settings
-
-    place, _ = worked
-    expected = contents(place.run)
-    storage = get_current_settings().results.local_storage_path
-    for number in range(NUM_ROUNDS):
-        rng = random.Random(number)
-        records = sorted(
-            path for path in storage.rglob("*") if path.is_file() and path.name.startswith("rlhf-")
-        )
-        assert records
-        damage(rng.choice(records), rng.choice(KINDS), rng)
-        happened = what_happened(place.flow())
-        assert set(happened.values()) <= {"cached", "run"}
-        assert {step for step, how in happened.items() if how == "run"} == {"report"}
-        assert contents(place.run) == expected
-
-
 def test_a_manifest_that_lies_is_not_believed(
     worked: tuple[Place, dict[str, Path]], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,5 @@
 """Steps: what the key sees, and a real flow that is cached, harmed, interrupted and raced."""
 
-import json
 import logging
 import os
 import re
@@ -470,33 +469,15 @@ def test_a_flow_runs_once_and_is_cached_then(config: PipelineConfig, states: Sta
     assert step_flow.calls == ["gather", "fit"]
 
 
-def test_a_lost_prefect_home_repeats_no_work(config: PipelineConfig, states: States) -> None:
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
-
-    chain(config)
-    storage = Path(PREFECT_LOCAL_STORAGE_PATH.value())
-    records = list(storage.glob("rlhf-*"))
-    assert records
-    for record in records:
-        record.unlink()
-    happened()
-    chain(config)
-    assert happened() == {"gather": "cached", "fit": "cached"}
-    assert states == {"gather": "Cached", "fit": "Cached"}
-    assert len(list(storage.glob("rlhf-*"))) == 2  # and Prefect knows them again
-
-
-def test_records_are_small(config: PipelineConfig, states: States) -> None:
+def test_prefect_keeps_no_result(config: PipelineConfig, states: States) -> None:
+    """So that a lost `PREFECT_HOME` repeats no work, and nobody's pickle is read there."""
     from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
     storage = Path(PREFECT_LOCAL_STORAGE_PATH.value())
-    others = set(storage.iterdir())  # of other tests, some of which harm what they find
+    before = set(storage.rglob("*"))
     chain(config)
-    written = set(storage.iterdir()) - others
-    assert len(written) == 2
-    for record in written:
-        assert record.stat().st_size < 4096
-        json.loads(record.read_text())
+    chain(config)
+    assert set(storage.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["gather", "fit"])
@@ -521,31 +502,12 @@ def test_exactly_the_harmed_step_runs_again(
         assert chain(config) == first
     assert happened() == {"gather": "cached", "fit": "cached"} | {name: "run"}
     told = [r.message for r in caplog.records if "it will be built again" in r.message]
-    assert len(told) == 1
-    assert name in told[0]
-    assert harm == "delete" or path.name in told[0]
+    if harm != "delete":  # what is not there cannot be told from what never was
+        (line,) = told
+        assert name in line
+        assert path.name in line
     chain(config)
     assert states == {"gather": "Cached", "fit": "Cached"}
-
-
-def test_prefect_takes_an_error_of_the_serializer_as_a_miss(
-    config: PipelineConfig, states: States, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The private habit of Prefect that the cache rests on: `ResultStore._exists`."""
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
-
-    chain(config)
-    happened()
-    record = next(
-        Path(PREFECT_LOCAL_STORAGE_PATH.value()).glob(f"rlhf-{folder(config, 'fit').name}*")
-    )
-    monkeypatch.setattr(step_module, "verify_record", lambda record: 1 / 0)
-    chain(config)
-    assert states["fit"] == "Cached"  # by the store; Prefect did call the body
-    monkeypatch.undo()
-    record.write_text("no JSON")
-    chain(config)
-    assert step_flow.calls == ["gather", "fit"]
 
 
 def test_a_change_reruns_its_dependents_only(config: PipelineConfig, states: States) -> None:
@@ -631,7 +593,13 @@ def test_a_passing_fault_is_retried_from_the_work_dir(
 
 @pytest.mark.parametrize(
     "error",
-    [InputError("i"), ValueError("v"), TypeError("t"), AssertionError("a"), GateFailed("g")],
+    [
+        InputError("i"),
+        ValueError("v"),
+        AssertionError("a"),
+        FloatingPointError("f"),
+        GateFailed("g"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_would_fail_again_is_not_retried(

@@ -175,6 +175,13 @@ def gpt2_with_dropout(seed: int = 0) -> Any:
     return GPT2LMHeadModel(config).eval()
 
 
+def save_shipped(path: Path) -> None:
+    """A model directory as others ship them."""
+    tokens = shipped_tokenizer()
+    tiny_lm(vocab_size=len(tokens)).save_pretrained(path)
+    tokens.save_pretrained(path)
+
+
 def tiny_reward_model(
     folder: Path, seed: int = 0, *, score_at: str = "last", std: float = 0.3
 ) -> RewardModel:

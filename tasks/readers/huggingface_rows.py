@@ -33,7 +33,7 @@ def read_dataset(source: Source, folder: Path | None) -> Iterator[Row]:
             yield Row(number, dict(values))
     except ConnectionError:
         raise
-    except (DatasetsError, pa.ArrowException, FileNotFoundError, ValueError) as error:
+    except (DatasetsError, pa.ArrowException, FileNotFoundError, RuntimeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__

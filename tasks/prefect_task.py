@@ -1,0 +1,89 @@
+"""How a step is told to Prefect: retries, refresh, the state `Cached`, logs.
+
+Prefect keeps no results of ours. The artifact store alone decides what is a hit, because it alone
+can see whether the artifact is there and whole; and a file of Prefect's result storage names the
+serializer that reads it, pickle for one, so that whoever can write there could run code here.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+from prefect.settings import get_current_settings
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+
+from rlhf_core.errors import GateFailed
+from rlhf_core.records import StepResult
+from tasks.store import ArtifactDamaged
+
+if TYPE_CHECKING:
+    from prefect import State, Task
+
+NEVER_RETRIED = (
+    ValueError,  # InputError too
+    TypeError,
+    AssertionError,
+    GateFailed,
+    ArtifactDamaged,  # the chain has to start again from the damaged step
+    AttributeError,
+    FloatingPointError,  # a loss that is no longer finite
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+)
+"""The same again would only fail again; a full disk, a lost connection or no memory may not."""
+
+BACKOFF_SECONDS = 5.0
+
+
+def should_retry(task: "Task[Any, Any]", task_run: Any, state: "State[Any]") -> bool:
+    """Whether a failed attempt may succeed the next time; see `NEVER_RETRIED`."""
+    error = state.data
+    return not isinstance(getattr(error, "result", error), NEVER_RETRIED)
+
+
+def make_task(function: Callable[..., Any], name: str, *, retries: int) -> "Task[Any, Any]":
+    """`function(name, call)` as a Prefect task, of which Prefect keeps no result."""
+    decorate = task(
+        name=name,
+        task_run_name="{name}",
+        retries=retries,
+        retry_delay_seconds=exponential_backoff(BACKOFF_SECONDS),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=should_retry,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    return decorate(function)
+
+
+def refresh_wanted() -> bool:
+    """Whether the running task was told to build again even if its artifact is there."""
+    context = TaskRunContext.get()
+    if context is None:
+        return False
+    if context.task.refresh_cache is not None:
+        return bool(context.task.refresh_cache)
+    return bool(get_current_settings().tasks.refresh_cache)
+
+
+def as_cached(result: StepResult) -> Any:
+    """What the task returns when the store had the artifact: Prefect shows it as `Cached`."""
+    if TaskRunContext.get() is None:
+        return result
+    return Completed(name="Cached", message="Found in the artifact store", data=result)
+
+
+def run_logger() -> Any:
+    """Prefect's logger inside a run, Python's outside."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("tasks")
