@@ -139,6 +139,24 @@ def _parser() -> argparse.ArgumentParser:
         "--data", type=Path, default=Path("data"), metavar="DIR", help="default %(default)s"
     )
     fetch.set_defaults(run=_fetch)
+    check = actions.add_parser(
+        "check",
+        help="say what a file holds, how annotators agree, and how a recipe would read it",
+    )
+    check.add_argument("file", metavar="FILE", help="JSONL, JSON, CSV or Parquet, also .gz")
+    check.add_argument(
+        "--role",
+        choices=["corpus", "prompts", "demonstrations", "rankings"],
+        help="what its rows are; without it the columns tell",
+    )
+    check.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="which column is which field, such as prompt=mr response=ref",
+    )
+    check.set_defaults(run=_check)
     return parser
 
 
@@ -241,6 +259,19 @@ def _fetch(options: argparse.Namespace) -> int:
 
     for path, rows in fetch_e2e(options.data / "e2e"):
         print(f"{path}: {rows} rows")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    columns = {}
+    for given in options.columns:
+        ours, equals, theirs = given.partition("=")
+        if not (ours and equals and theirs):
+            raise InputError(f"--columns {given}: must look like prompt=NAME")
+        columns[ours] = theirs
+    from flows.data_check import check_data
+
+    check_data(options.file, options.role, columns)
     return 0
 
 

@@ -52,7 +52,7 @@ def _ranking_sources(config: PipelineConfig) -> list[Source]:
     return [source.model_copy(update={"role": "rankings"}) for source in config.feedback.files]
 
 
-@step(version=1, sections=("feedback", "seed"), external=external)
+@step(version=2, sections=("feedback", "seed"), external=external)
 def feedback(
     run: StepRun,
     *,
@@ -197,6 +197,7 @@ def _read_file(
             reader.reject(f"prompt: no source of ingest has it: {example.prompt[:60]!r}")
             continue
         book.add(example, source=name, line=line)
+    run.log(f"{name}: {reader.summary()}")
     return reader.rejected
 
 
