@@ -5,8 +5,13 @@ READY := .venv/.ready
 
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
+# The work pool that deployments go to, and its type: process, docker or kubernetes.
+POOL ?= rlhf
+POOL_TYPE ?= process
+TEMPLATE := --base-job-template deployments/pools/$(POOL_TYPE).json
+
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e test proofs chaos mutants check bench ablation help clean
+.PHONY: setup demo e2e deploy worker serve automations test proofs chaos mutants check bench ablation help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -25,6 +30,22 @@ demo: $(READY) ## the whole pipeline on the built-in world, in minutes on a lapt
 e2e: $(READY) ## the whole pipeline on the E2E NLG Challenge (downloads the data)
 	$(BIN)/rlhf data fetch e2e
 	$(BIN)/rlhf run e2e
+
+deploy: $(READY) ## the work pool and all deployments, to the server of PREFECT_API_URL
+	$(BIN)/prefect --no-prompt work-pool inspect $(POOL) > /dev/null 2>&1 \
+		&& $(BIN)/prefect --no-prompt work-pool update $(POOL) $(TEMPLATE) \
+		|| $(BIN)/prefect --no-prompt work-pool create $(POOL) --type $(POOL_TYPE) $(TEMPLATE)
+	env -u RLHF_HOME RLHF_POOL=$(POOL) $(BIN)/prefect --no-prompt deploy --all \
+		--prefect-file deployments/prefect.yaml
+
+worker: $(READY) ## a worker on this machine for what `make deploy` has deployed
+	RLHF_HOME=$(CURDIR) PATH=$(CURDIR)/$(BIN):$$PATH prefect worker start --pool $(POOL) --type $(POOL_TYPE) --with-healthcheck
+
+serve: $(READY) ## all deployments from this one process, without a work pool
+	$(BIN)/python deployments/serve.py
+
+automations: $(READY) ## dead runs are marked, failed ones make known (NOTIFY=BLOCK)
+	$(BIN)/python deployments/automations.py $(if $(NOTIFY),--notify $(NOTIFY))
 
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from flows.overview import output_console
-from tasks.garbage import find_garbage
+from tasks.garbage import remove_garbage
 from tasks.store import ArtifactStore
 
 
@@ -35,26 +35,19 @@ def collect_garbage(
     table.add_column("age", justify="right")
     table.add_column("why")
     count, freed, failed = 0, 0, False
-    for item in list(find_garbage(store, runs, older_than_days=older_than_days)):
-        why = item.reason
-        try:
-            goes = not delete or store.remove(item.name, item.folder)
-        except OSError as error:
-            goes, failed = False, True
-            why = f"could not be removed: {error.strerror}"
-        else:
-            why = why if goes else "stays: a run is building it"
-        count, freed = count + goes, freed + goes * item.num_bytes
-        place = item.folder.relative_to(store.root).as_posix()
-        table.add_row(place, _megabytes(item.num_bytes), f"{item.age_days:.0f} d", why)
+    for item in remove_garbage(store, runs, older_than_days=older_than_days, delete=delete):
+        count, freed = count + item.goes, freed + item.goes * item.num_bytes
+        failed = failed or item.failed
+        table.add_row(item.place, megabytes(item.num_bytes), f"{item.age_days:.0f} d", item.why)
     if table.row_count:
         console.print(table)
     what = "removed" if delete else "to remove; nothing was removed yet, --delete does it"
     console.print(
-        f"{count} folders, {_megabytes(freed)} {what}" if table.row_count else "nothing to do"
+        f"{count} folders, {megabytes(freed)} {what}" if table.row_count else "nothing to do"
     )
     return not failed
 
 
-def _megabytes(num_bytes: int) -> str:
+def megabytes(num_bytes: int) -> str:
+    """`1,234.5 MB`."""
     return f"{num_bytes / 1e6:,.1f} MB"

@@ -126,6 +126,18 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("--delete", action="store_true", help="remove them; otherwise only show them")
     gc.set_defaults(run=_gc)
 
+    doctor = commands.add_parser("doctor", help="is this machine, and the Prefect server, ready?")
+    doctor.add_argument(
+        "--root", default="artifacts", metavar="DIR", help="of the artifacts, default %(default)s"
+    )
+    doctor.add_argument(
+        "--runs", default="runs", metavar="DIR", help="of the runs, default %(default)s"
+    )
+    doctor.add_argument(
+        "--pool", default="rlhf", metavar="NAME", help="the work pool, default %(default)s"
+    )
+    doctor.set_defaults(run=_doctor)
+
     data = commands.add_parser("data", help="data sets")
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
     fetch = actions.add_parser("fetch", help="download a data set that a recipe needs")
@@ -134,6 +146,24 @@ def _parser() -> argparse.ArgumentParser:
         "--data", type=Path, default=Path("data"), metavar="DIR", help="default %(default)s"
     )
     fetch.set_defaults(run=_fetch)
+    check = actions.add_parser(
+        "check",
+        help="say what a file holds, how annotators agree, and how a recipe would read it",
+    )
+    check.add_argument("file", metavar="FILE", help="JSONL, JSON, CSV or Parquet, also .gz")
+    check.add_argument(
+        "--role",
+        choices=["corpus", "prompts", "demonstrations", "rankings"],
+        help="what its rows are; without it the columns tell",
+    )
+    check.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="which column is which field, such as prompt=mr response=ref",
+    )
+    check.set_defaults(run=_check)
     return parser
 
 
@@ -237,11 +267,31 @@ def _gc(options: argparse.Namespace) -> int:
     return 0 if done else 1
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from flows.doctor import print_findings
+    from rlhf_core.config import Paths
+
+    return print_findings(Paths(root=options.root, runs=options.runs), options.pool)
+
+
 def _fetch(options: argparse.Namespace) -> int:
     from flows.e2e_data import fetch_e2e
 
     for path, rows in fetch_e2e(options.data / "e2e"):
         print(f"{path}: {rows} rows")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    columns = {}
+    for given in options.columns:
+        ours, equals, theirs = given.partition("=")
+        if not (ours and equals and theirs):
+            raise InputError(f"--columns {given}: must look like prompt=NAME")
+        columns[ours] = theirs
+    from flows.data_check import check_data
+
+    check_data(options.file, options.role, columns)
     return 0
 
 

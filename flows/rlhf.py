@@ -15,6 +15,7 @@ from tasks.evaluate import evaluate
 from tasks.feedback import feedback
 from tasks.ingest import ingest
 from tasks.ppo import ppo
+from tasks.prefect_task import our_lines
 from tasks.pretrain import base_model, pretrain
 from tasks.rate import rate
 from tasks.report import report
@@ -39,13 +40,13 @@ class PpoNotStarted(GateFailed):
 
 
 def flow_run_name() -> str:
-    """`rlhf · <name> · seed N`."""
+    """`<name> · seed N`."""
     from prefect.runtime import flow_run
 
     config = flow_run.parameters["config"]
     if isinstance(config, dict):
         config = PipelineConfig.model_validate(config)
-    return f"rlhf · {config.name} · seed {config.seed}"
+    return f"{config.name} · seed {config.seed}"
 
 
 @flow(name="rlhf", flow_run_name=flow_run_name)
@@ -53,7 +54,7 @@ def rlhf_pipeline(config: PipelineConfig) -> RunSummary:
     """Run the whole pipeline; steps whose result is there are not run again.
 
     Args:
-        config: the recipe.
+        config: The recipe: a section per step. What is left out keeps its default.
 
     Returns:
         What each step did, its results, and the total time.
@@ -64,14 +65,15 @@ def rlhf_pipeline(config: PipelineConfig) -> RunSummary:
         ArtifactDamaged: artifacts kept being damaged while the run went on.
     """
     journal = Journal(config)
-    for passes in range(1, MAX_PASSES + 1):
-        try:
-            chain(config, journal)
-            break
-        except ArtifactDamaged:  # logged by the store, and set aside
-            if passes == MAX_PASSES:
-                raise
-            log.info("going through the steps again; those that are whole return at once")
+    with our_lines():
+        for passes in range(1, MAX_PASSES + 1):
+            try:
+                chain(config, journal)
+                break
+            except ArtifactDamaged:  # logged by the store, and set aside
+                if passes == MAX_PASSES:
+                    raise
+                log.info("going through the steps again; those that are whole return at once")
     summary = journal.summary()
     if journal.stopped:
         raise PpoNotStarted(summary.gate_reason, summary)

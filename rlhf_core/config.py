@@ -25,10 +25,25 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Split = Literal["sft", "reward", "reward_heldout", "ppo", "ppo_heldout", "evaluation"]
 
 
+ABBREVIATIONS = {name: name.upper() for name in ("eos", "gae", "kl", "lm", "ppo", "sft")}
+
+
+def title(name: str, field: Any = None) -> str:
+    """What a form shows for a field: `Max KL` for `max_kl`."""
+    words = " ".join(ABBREVIATIONS.get(word, word) for word in name.split("_"))
+    return words[:1].upper() + words[1:]
+
+
 class Section(BaseModel):
     """A frozen group of fields in which unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        field_title_generator=title,
+        model_title_generator=lambda section: title(section.__name__.lower()),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -289,8 +304,10 @@ class Feedback(Section):
         [],
         description="Further files of rankings; read at this step, so new ones do not repeat SFT.",
     )
-    num_annotators: PositiveInt = Field(
-        8, description="simulated: annotators, one of them careless."
+    num_annotators: PositiveInt = Field(8, description="simulated: annotators.")
+    num_careless: NonNegativeInt = Field(
+        1,
+        description="simulated: how many of them rank nearly at random; one is always careful.",
     )
     rankings_per_prompt: PositiveInt = Field(
         2,
@@ -360,10 +377,11 @@ class Rate(Section):
     elo_orders: PositiveInt = Field(
         20, description="elo: random orders of the games that are averaged."
     )
-    annotator_weights: dict[str, NonNegativeFloat] = Field(
-        {},
-        description="Weight of an annotator's games; 1 where not given, 0 leaves the annotator "
-        "out.",
+    annotator_weights: Literal["none", "reliability"] | dict[str, NonNegativeFloat] = Field(
+        "none",
+        description="What annotators' votes weigh. none: all the same. reliability: by how far "
+        "they agree with the others (Dawid-Skene). Or name: weight; 1 where not given, 0 leaves "
+        "the annotator out.",
     )
 
 
@@ -700,6 +718,8 @@ class Report(Section):
 
 class PipelineConfig(Section):
     """A run of the whole pipeline."""
+
+    model_config = ConfigDict(title="Recipe")
 
     name: str = Field(
         "rlhf",

@@ -10,7 +10,7 @@ score; old logprobs come from the training forward pass, in the micro-batches of
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +108,7 @@ def train_ppo(
     seed: int,
     work_dir: Path,
     progress: Progress | None = None,
+    on_update: Callable[[Metrics], None] | None = None,
 ) -> PpoResult:
     """Train `models.policy` in place, resuming from `work_dir`; leave the best weights in it.
 
@@ -119,6 +120,7 @@ def train_ppo(
         seed: of sampling and order.
         work_dir: where checkpoints go.
         progress: told the updates.
+        on_update: called with all metrics so far after each update; must not change them.
 
     Raises:
         FloatingPointError: a loss is no longer finite; the last checkpoint stays.
@@ -189,6 +191,8 @@ def train_ppo(
                     state.best_weights = cpu_copy(lm)
                 state.stopped = guard_verdict(state.looks, settings)
             progress.update(state.update, score=stats["objective/score"], kl=stats["objective/kl"])
+            if on_update is not None:
+                on_update(state.metrics)
             if state.update % settings.checkpoint_every == 0 or signals.pending:
                 save_ppo_state(work_dir, models.policy, optimizer, state)
                 signals.deliver()

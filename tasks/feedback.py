@@ -72,7 +72,7 @@ def _ranking_sources(config: PipelineConfig) -> list[Source]:
     return [source.model_copy(update={"role": "rankings"}) for source in config.feedback.files]
 
 
-@step(version=1, sections=("feedback", "seed"), external=external, unchanged=unchanged)
+@step(version=2, sections=("feedback", "seed"), external=external, unchanged=unchanged)
 def feedback(
     run: StepRun,
     *,
@@ -144,7 +144,7 @@ def simulate(
             f"feedback.rankings_per_prompt = {settings.rankings_per_prompt} must not be above "
             f"feedback.num_annotators = {settings.num_annotators}"
         )
-    people = annotators(settings.num_annotators, config.seed)
+    people = annotators(settings.num_annotators, config.seed, settings.num_careless)
     ranked = prompts[prompts["split"].isin(REWARD_SPLITS)]
     ordered = samples.sort_values(["prompt_id", "sample_index"], kind="stable")
     texts_of = {str(key): group for key, group in ordered.groupby("prompt_id", sort=False)}
@@ -271,6 +271,7 @@ def _read_file(
             reader.reject(f"prompt: no source of ingest has it: {example.prompt[:60]!r}")
             continue
         book.add(example, source=name, line=line)
+    run.log(f"{name}: {reader.summary()}")
     return reader.rejected
 
 

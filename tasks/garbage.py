@@ -84,6 +84,40 @@ def find_garbage(
             yield Garbage(name, folder, num_bytes, age_days, reason)
 
 
+class Collected(NamedTuple):
+    """What became of a folder that might go."""
+
+    place: str
+    """Below the root."""
+    num_bytes: int
+    age_days: float
+    goes: bool
+    """It was removed, or would be."""
+    failed: bool
+    why: str
+
+
+def remove_garbage(
+    store: ArtifactStore, runs: Sequence[Path], *, older_than_days: float, delete: bool
+) -> Iterator[Collected]:
+    """Remove what `find_garbage` finds, or only say what would go.
+
+    Raises:
+        InputError: see `needed_by_runs`.
+    """
+    for item in list(find_garbage(store, runs, older_than_days=older_than_days)):
+        why, failed = item.reason, False
+        try:
+            goes = not delete or store.remove(item.name, item.folder)
+        except OSError as error:
+            goes, failed = False, True
+            why = f"could not be removed: {error.strerror}"
+        else:
+            why = why if goes else "stays: a run is building it"
+        place = item.folder.relative_to(store.root).as_posix()
+        yield Collected(place, item.num_bytes, item.age_days, goes, failed, why)
+
+
 def _size_and_change(folder: Path) -> tuple[int, float]:
     """Bytes in it, and when something in it was last changed (seconds since 1970)."""
     num_bytes, changed = 0, folder.stat().st_mtime

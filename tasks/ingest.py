@@ -75,7 +75,7 @@ class _Collected:
 
 
 @step(
-    version=1,
+    version=2,
     sections=(
         "ingest.sources",
         "ingest.max_rejected_share",
@@ -119,7 +119,7 @@ def _read_source(run: StepRun, source: Source, name: str, collected: _Collected)
         allowed = [example.split] if example.split else source.splits
         collected.add(example, name=name, line=line, allowed=allowed)
     collected.rejected += reader.rejected
-    run.log(f"{name}: {reader.num_rows} rows, {len(reader.rejected)} of them rejected")
+    run.log(f"{name}: {reader.summary()}")
 
 
 def _read_demo_world(config: PipelineConfig, source: Source, collected: _Collected) -> None:

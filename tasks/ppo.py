@@ -1,11 +1,17 @@
 """PPO of the SFT model against the reward model."""
 
+from functools import partial
 from itertools import cycle, islice
+from typing import TYPE_CHECKING
 
 from rlhf_core.errors import InputError
 from rlhf_core.records import ModelArtifact, TableArtifact
 from tasks.lm_common import fitting, set_up_machine
 from tasks.step import StepRun, step
+
+if TYPE_CHECKING:
+    from rlhf_core.runtime import Metrics
+    from tasks.live import State
 
 
 @step(version=4, sections=("ppo", "seed", "precision", "ingest.max_rejected_share"))
@@ -65,7 +71,16 @@ def ppo(
         )
         texts[name], ids[name] = [texts[name][k] for k in kept], [ids[name][k] for k in kept]
     looked_at = list(islice(cycle(ids["ppo_heldout"]), settings.heldout_episodes))
-    with run.progress("PPO", settings.updates, "updates") as progress:
+
+    def draw(metrics: "Metrics") -> "State":
+        from tasks.reporting.artifacts import curves
+
+        return curves(metrics, settings.updates)
+
+    with (
+        run.progress("PPO", settings.updates, "updates") as progress,
+        run.picture("ppo-curves") as show,
+    ):
         result = train_ppo(
             PpoModels(
                 policy=PolicyWithValue(lm, value_model=value_model).to(machine.device),
@@ -81,6 +96,7 @@ def ppo(
             seed=config.seed,
             work_dir=run.work_dir,
             progress=progress,
+            on_update=lambda metrics: show(partial(draw, metrics)),
         )
     run.fact("best_update", result.best_update)
     run.fact("updates_done", max(step for step, _, _ in result.metrics))

@@ -6,7 +6,8 @@ serializer that reads it, pickle for one, so that whoever can write there could 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -42,6 +43,8 @@ NEVER_RETRIED = (
 
 BACKOFF_SECONDS = 5.0
 
+LOGGERS = ("rlhf", "rlhf_core", "tasks")
+
 
 def should_retry(task: "Task[Any, Any]", task_run: Any, state: "State[Any]") -> bool:
     """Whether a failed attempt may succeed the next time; see `NEVER_RETRIED`."""
@@ -50,10 +53,10 @@ def should_retry(task: "Task[Any, Any]", task_run: Any, state: "State[Any]") -> 
 
 
 def make_task(function: Callable[..., Any], name: str, *, retries: int) -> "Task[Any, Any]":
-    """`function(name, call)` as a Prefect task, of which Prefect keeps no result."""
+    """`function(title, call)` as a Prefect task, of which Prefect keeps no result."""
     decorate = task(
         name=name,
-        task_run_name="{name}",
+        task_run_name="{title}",
         retries=retries,
         retry_delay_seconds=exponential_backoff(BACKOFF_SECONDS),
         retry_jitter_factor=0.5,
@@ -87,3 +90,24 @@ def run_logger() -> Any:
         return get_run_logger()
     except MissingContextError:
         return logging.getLogger("tasks")
+
+
+@contextmanager
+def our_lines() -> Iterator[None]:
+    """What our code logs goes into the log of the run, however that was started.
+
+    `PREFECT_LOGGING_EXTRA_LOGGERS` would leave out all below a warning.
+    """
+    handlers = logging.getLogger("prefect.extra").handlers
+    before = [(logger, logger.level) for logger in map(logging.getLogger, LOGGERS)]
+    for logger, level in before:
+        logger.setLevel(level or logging.INFO)
+        for handler in handlers:
+            logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)
+            for handler in handlers:
+                logger.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""How far a step is: a bar on a terminal, a line now and then anywhere else.
+"""How far a step is: a bar on a terminal, a line now and then elsewhere, an artifact in Prefect.
 
 All bars of the process share one live display, so nested and parallel ones work, and whoever prints
 while a bar is shown must print through `console()`, or the bar is torn. A display that fails is
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
+
+from tasks.live import PROGRESS_SECONDS, LiveArtifact, State
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +62,8 @@ class Bar:
         self._done = 0
         self._stats: dict[str, float] = {}
         self._task: TaskID | None = None
+        key = f"{step}-progress".replace("_", "-")
+        self._live = LiveArtifact("progress", key, seconds=PROGRESS_SECONDS)
 
     def update(self, done: int, **stats: float) -> None:
         """Show that `done` of the total are finished, with one to three numbers beside it.
@@ -69,7 +73,9 @@ class Bar:
             stats: numbers to show, such as loss or score; a later call replaces them by name.
         """
         self._done = done
-        self._stats |= stats
+        self._stats = self._stats | stats  # a new one: the artifact's thread reads it
+        if self._total:
+            self._live.offer(self._state)
         if self._task is not None:
             task = self._task
             with _never_fails():
@@ -81,8 +87,14 @@ class Bar:
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
+        self._log.info("%s", self._text())
+
+    def _text(self) -> str:
         parts = [f"{self._description}: {self._counts()}", self._stats_text()]
-        self._log.info("%s", ", ".join(part for part in parts if part))
+        return ", ".join(part for part in parts if part)
+
+    def _state(self) -> State:
+        return State(round(100.0 * min(1.0, self._done / (self._total or 1)), 1), self._text())
 
     def _counts(self) -> str:
         of_total = "" if self._total is None else f"/{self._total}"
@@ -108,6 +120,7 @@ class Bar:
 
     def _close(self, *, finished: bool) -> None:
         global _open_bars
+        self._live.close()
         if self._task is None:
             if finished:
                 self._line()
@@ -126,6 +139,7 @@ def progress(step: str, description: str, total: int | None, unit: str = "") -> 
 
     On a terminal a bar with counts, rate, remaining time and the given numbers, gone at the end;
     elsewhere a line of the logger `rlhf.<step>` at most every `LINE_SECONDS`, and one at the end.
+    In a Prefect task run also a progress artifact that moves.
 
     Args:
         step: name of the step, for the logger.

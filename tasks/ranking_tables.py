@@ -93,7 +93,7 @@ class RankingBook:
                 "scores": None if ranking.scores is None else list(ranking.scores),
                 "annotator": ranking.annotator,
                 "source": source,
-                "shown_order": None,
+                "shown_order": list(ids) if ranking.in_shown_order else None,
                 "seconds": ranking.seconds,
                 "created_at": ranking.created_at,
             }

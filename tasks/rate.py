@@ -9,14 +9,14 @@ the order that it gives does not. Training on the scores themselves needs no rat
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core import agreement, ratings
+from rlhf_core import agreement, ratings, reliability
 from rlhf_core.config import Rate
 from rlhf_core.errors import InputError
 from rlhf_core.records import TableArtifact
@@ -32,11 +32,16 @@ POOLED = "all"
 LEVEL_POINTS = 1e-6
 """Points of standard deviation below which all texts are level: what is left is rounding."""
 
+RANKING_COLUMNS = (
+    *("ranking_id", "prompt_id", "candidate_ids", "ranks"),
+    *("annotator", "shown_order", "seconds"),
+)
+
 BALANCED = 1e-9
 """Share of the votes below which a majority is rounding, not a majority."""
 
 
-@step(version=1, sections=("rate", "seed"))
+@step(version=2, sections=("rate", "seed"))
 def rate(
     run: StepRun, *, rankings: TableArtifact, candidates: TableArtifact, prompts: TableArtifact
 ) -> None:
@@ -48,13 +53,17 @@ def rate(
         ValueError: a ranking names a text or a prompt that is not in the other tables.
     """
     config = run.config.rate
-    ranked = run.read(rankings, ["ranking_id", "prompt_id", "candidate_ids", "ranks", "annotator"])
+    ranked = run.read(rankings, [*RANKING_COLUMNS])
     check_settings(ranked, config)
-    entries, weights = list_entries(ranked), weigh_rankings(ranked, config)
+    entries = list_entries(ranked)
     texts = list_texts(entries)
-    check_texts(texts, run.read(candidates, ["candidate_id", "prompt_id"]))
-    comparisons = compare_texts(entries, texts, weights)
-    measures = list_agreement(ranked, comparisons, weights)
+    written = run.read(candidates, ["candidate_id", "prompt_id", "response"])
+    check_texts(texts, written)
+    comparisons = compare_texts(entries, texts)
+    weights, people = weigh_rankings(ranked, comparisons, config)
+    comparisons = comparisons.weighted(weights)
+    habits = list_habits(ranked, comparisons, texts, written)
+    measures = list_agreement(ranked, comparisons, weights, [*people, *habits])
     comparisons = comparisons.select(comparisons.weight > 0)
     rated = rate_texts(texts, comparisons, config, seed=run.config.seed)
     pairs = count_votes(rated, texts, comparisons)
@@ -81,6 +90,21 @@ class Comparisons:
     """The share of the win that `first` has: 1, 1/2 or 0."""
     weight: NDArray[np.float64]
 
+    @property
+    def sign(self) -> NDArray[np.int64]:
+        """1 where `first` is better, -1 where `second` is, 0 for a tie."""
+        return np.sign(2.0 * self.result - 1.0).astype(np.int64)
+
+    @property
+    def pair(self) -> NDArray[np.int64]:
+        """A number for the two texts, the same in all rankings."""
+        both = np.stack([self.first, self.second])
+        return np.asarray(np.unique(both, axis=1, return_inverse=True)[1]).reshape(-1)
+
+    def weighted(self, weights: NDArray[np.float64]) -> "Comparisons":
+        """The same with the weight of the ranking that each is from."""
+        return replace(self, weight=self.weight * weights[self.ranking])
+
     def select(self, kept: NDArray[np.bool_]) -> "Comparisons":
         """Those where `kept`."""
         return Comparisons(
@@ -106,10 +130,33 @@ def check_settings(rankings: "pd.DataFrame", config: Rate) -> None:
         )
 
 
-def weigh_rankings(rankings: "pd.DataFrame", config: Rate) -> NDArray[np.float64]:
-    """The weight of each ranking: that of its annotator, 1 where the configuration has none."""
-    weights = rankings["annotator"].map(config.annotator_weights).astype(float)
-    return np.asarray(weights.fillna(1.0), dtype=np.float64)
+def weigh_rankings(
+    rankings: "pd.DataFrame", comparisons: Comparisons, config: Rate
+) -> tuple[NDArray[np.float64], list[agreement.Agreement]]:
+    """The weight of each ranking, and of each annotator `reliability` and `weight`.
+
+    Reliability is estimated whether or not it weighs anything; not so the weights.
+    """
+    import pandas as pd
+
+    annotator, names = pd.factorize(rankings["annotator"].to_numpy(object), sort=True)
+    who, sign = annotator[comparisons.ranking], comparisons.sign
+    right = reliability.estimate_reliability(who, comparisons.pair, sign)
+    right = np.concatenate([right, np.full(len(names) - len(right), np.nan)])
+    votes = np.bincount(who[sign != 0], minlength=len(names))
+    given = config.annotator_weights
+    if given == "reliability":
+        weights = reliability.reliability_weights(right, votes)
+    else:
+        named = {} if given == "none" else given
+        weights = np.array([named.get(str(name), 1.0) for name in names], dtype=np.float64)
+    people = [
+        agreement.Agreement(i, metric, float(values[i]), int(votes[i]))
+        for metric, values in (("reliability", right), ("weight", weights))
+        for i in range(len(names))
+        if np.isfinite(values[i])
+    ]
+    return weights[annotator], people
 
 
 def list_entries(rankings: "pd.DataFrame") -> "pd.DataFrame":
@@ -156,10 +203,8 @@ def check_texts(texts: "pd.DataFrame", candidates: "pd.DataFrame") -> None:
         )
 
 
-def compare_texts(
-    entries: "pd.DataFrame", texts: "pd.DataFrame", weights: NDArray[np.float64]
-) -> Comparisons:
-    """The comparisons of all rankings; a ranking of one text has none."""
+def compare_texts(entries: "pd.DataFrame", texts: "pd.DataFrame") -> Comparisons:
+    """The comparisons of all rankings, each of weight 1; a ranking of one text has none."""
     import pandas as pd
 
     code = pd.Index(texts["candidate_id"]).get_indexer(pd.Index(entries["candidate_id"]))
@@ -170,7 +215,7 @@ def compare_texts(
     games, origin = [np.zeros((0, 4))], [ranking[:0]]
     for n in np.unique(size[size > 1]):
         at = start[size == n, None] + np.arange(n)
-        found = ratings.ranking_to_games(code[at], rank[at], weights[ranking[at[:, 0]]])
+        found = ratings.ranking_to_games(code[at], rank[at], np.ones(len(at)))
         games.append(found.reshape(-1, 4))
         origin.append(np.repeat(ranking[at[:, 0]], found.shape[1]))
     table = np.concatenate(games)
@@ -275,9 +320,12 @@ def add_splits(pairs: "pd.DataFrame", prompts: "pd.DataFrame") -> "pd.DataFrame"
 
 
 def list_agreement(
-    rankings: "pd.DataFrame", comparisons: Comparisons, weights: NDArray[np.float64]
+    rankings: "pd.DataFrame",
+    comparisons: Comparisons,
+    weights: NDArray[np.float64],
+    further: list[agreement.Agreement],
 ) -> "pd.DataFrame":
-    """The table `agreement`: see `rlhf_core.agreement`; unweighted.
+    """The table `agreement`: see `rlhf_core.agreement`; unweighted; and `further` rows.
 
     An annotator of weight 0 has a row of their own, in which they are compared with the others,
     and is in nobody else's.
@@ -285,12 +333,11 @@ def list_agreement(
     import pandas as pd
 
     annotator, names = pd.factorize(rankings["annotator"].to_numpy(object), sort=True)
-    pair = np.unique(np.stack([comparisons.first, comparisons.second]), axis=1, return_inverse=True)
     measures = agreement.measure_agreement(
         annotator[comparisons.ranking],
         comparisons.ranking,
-        pair[1],
-        np.sign(2.0 * comparisons.result - 1.0),
+        comparisons.pair,
+        comparisons.sign,
         trusted=comparisons.weight > 0,
     )
     number = [int((weights > 0).sum()), *np.bincount(annotator, minlength=len(names)).tolist()]
@@ -300,9 +347,79 @@ def list_agreement(
     ]
     rows = [
         (POOLED if m.annotator < 0 else str(names[m.annotator]), m.metric, m.value, m.n)
-        for m in sorted([*measures, *counts], key=lambda m: (m.annotator, m.metric))
+        for m in sorted([*measures, *counts, *further], key=lambda m: (m.annotator, m.metric))
     ]
     return pd.DataFrame(rows, columns=["annotator", "metric", "value", "n"])
+
+
+def list_habits(
+    rankings: "pd.DataFrame",
+    comparisons: Comparisons,
+    texts: "pd.DataFrame",
+    candidates: "pd.DataFrame",
+) -> list[agreement.Agreement]:
+    """What may sway people besides the texts' worth, pooled and by annotator.
+
+    - earlier_wins: share of strict comparisons won by the text that was shown before the other
+    - longer_wins: the same of the longer text, in characters
+    - repeat_agreement: where somebody judged two texts again, share of strict votes that are as
+      in the first ranking of the two
+    - seconds: median time that a ranking took
+    """
+    import pandas as pd
+
+    annotator = pd.factorize(rankings["annotator"].to_numpy(object), sort=True)[0]
+    who, strict = annotator[comparisons.ranking], comparisons.sign != 0
+    won = comparisons.sign > 0
+    length = candidates.set_index("candidate_id")["response"].str.len()
+    characters = length.reindex(texts["candidate_id"]).to_numpy(np.int64)
+    longer = np.sign(characters[comparisons.first] - characters[comparisons.second])
+    place = {
+        (row, text): at
+        for row, shown in enumerate(rankings["shown_order"])
+        if shown is not None
+        for at, text in enumerate(shown)
+    }
+    ids = texts["candidate_id"].tolist()
+    nowhere = -1
+    shown = np.array(
+        [
+            [place.get((row, ids[text]), nowhere) for text in pair]
+            for row, *pair in zip(
+                comparisons.ranking.tolist(),
+                comparisons.first.tolist(),
+                comparisons.second.tolist(),
+                strict=True,
+            )
+        ]
+    ).reshape(-1, 2)
+    earlier = np.where((shown >= 0).all(axis=1), np.sign(shown[:, 1] - shown[:, 0]), 0)
+    frame = pd.DataFrame({"who": who, "pair": comparisons.pair, "sign": comparisons.sign})
+    frame = frame[strict]
+    first = frame.groupby(["who", "pair"])["sign"].transform("first")
+    again = frame.duplicated(["who", "pair"])
+    took = rankings["seconds"].astype(float)
+    shares = {
+        "earlier_wins": (who, (earlier > 0) == won, strict & (earlier != 0)),
+        "longer_wins": (who, (longer > 0) == won, strict & (longer != 0)),
+        "repeat_agreement": (
+            frame["who"].to_numpy(),
+            (frame["sign"] == first).to_numpy(),
+            again.to_numpy(),
+        ),
+    }
+    found = []
+    for person in range(-1, int(annotator.max(initial=-1)) + 1):
+        for metric, (owner, value, counts) in shares.items():
+            mine = value[counts & ((owner == person) | (person < 0))]
+            if len(mine):
+                share = float(mine.mean())
+                found.append(agreement.Agreement(person, metric, share, len(mine)))
+        seconds = took[(annotator == person) | (person < 0)].dropna()
+        if len(seconds):
+            median = float(seconds.median())
+            found.append(agreement.Agreement(person, "seconds", median, len(seconds)))
+    return found
 
 
 def _rate_block(

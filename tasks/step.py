@@ -163,7 +163,7 @@ class Step:
         """The Prefect task; made at the first call, since importing Prefect takes a second."""
         from tasks.prefect_task import make_task
 
-        def execute(name: str, call: _Call) -> Any:
+        def execute(title: str, call: _Call) -> Any:
             return self._execute(call)
 
         made = make_task(execute, self.name, retries=self.retries)
@@ -193,9 +193,9 @@ class Step:
     def _call_prefect(self, call: _Call) -> Any:
         from prefect.utilities.annotations import quote
 
-        name = f"{self.name}-{call.ingredients.key}" if call.ingredients else self.name
+        title = f"{self.name} · {call.config.name} · seed {call.config.seed}"
         # quote: Prefect would otherwise walk through the configuration in search of futures.
-        return self.task(name, quote(call))
+        return self.task(title, quote(call))
 
     def _execute(self, call: _Call) -> Any:
         call.body_ran = False

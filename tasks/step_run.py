@@ -5,8 +5,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,8 @@ from tasks.store import ArtifactStore, digest_folder, read_digest
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+    from tasks.live import State
 
 
 class StepRun:
@@ -139,6 +141,20 @@ class StepRun:
         from tasks.progress import progress
 
         return progress(self.step, description, total, unit)
+
+    @contextmanager
+    def picture(self, key: str) -> Iterator["Callable[[Callable[[], State]], None]"]:
+        """Yields what shows a Markdown artifact in Prefect while the block runs, now and then anew.
+
+        Give it a function that makes the artifact's `State`; it is called in another thread.
+        """
+        from tasks.live import PICTURE_SECONDS, LiveArtifact
+
+        live = LiveArtifact("markdown", key, seconds=PICTURE_SECONDS, at_once=False)
+        try:
+            yield live.offer
+        finally:
+            live.close()
 
     def result(self) -> StepResult:
         """The record of what the body has written."""

@@ -1,4 +1,4 @@
-"""200 random damages to what lies on the disk: each is found before use, named, and repaired."""
+"""250 random damages to what lies on the disk: each is found before use, named, and repaired."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_flow import Place, contents, what_happened
+from test_flow import TINY, Place, contents, what_happened
 
 from tasks.store import MANIFEST, ArtifactStore
 
@@ -53,7 +53,8 @@ def worked(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArtifactStore, "publish", copying)
-        place.flow()
+        often = {"checkpoint_every": 1}
+        place.flow(**{step: {**TINY[step], **often} for step in ("pretrain", "reward")})
     kept = {path.name: path for path in aside.iterdir()}
     steps = {name.rsplit("-", 1)[0] for name in kept}
     assert steps == {"pretrain", "sft", "sample", "reward", "ppo", "evaluate"}

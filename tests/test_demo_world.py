@@ -328,6 +328,11 @@ def test_the_only_annotator_is_careful_and_none_is_an_error() -> None:
         person.care = 3.0
 
 
+@pytest.mark.parametrize(("wanted", "got"), [(0, 0), (1, 1), (6, 6), (8, 7), (20, 7)])
+def test_more_can_be_careless_but_not_all(wanted: int, got: int) -> None:
+    assert sum(person.careless for person in annotators(8, seed=3, num_careless=wanted)) == got
+
+
 def test_who_is_careless_depends_on_the_seed() -> None:
     names = {next(p.name for p in annotators(5, s) if p.careless) for s in range(30)}
     assert len(names) == 5

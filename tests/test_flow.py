@@ -406,6 +406,17 @@ def test_a_new_field_runs_its_step_and_those_behind_it(copied: Place) -> None:
     assert len(list(copied.root.glob("ppo-*"))) == 2
 
 
+def test_ppo_shows_how_far_it_is(copied: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.orchestration import get_client
+
+    monkeypatch.setattr("tasks.live.PICTURE_SECONDS", 0.01)
+    shutil.rmtree(copied.artifact("ppo"))
+    assert ran(copied.flow()) == {"ppo", "report"}
+    with get_client(sync_client=True) as client:
+        shown = {artifact.key for artifact in client.read_artifacts(limit=200)}
+    assert {"ppo-progress", "ppo-curves", "report"} <= shown
+
+
 # Harmed
 
 

@@ -182,6 +182,50 @@ def test_annotator_weights(tmp_path: Path) -> None:
     assert result.facts["num_rankings"] == 2
 
 
+def test_reliability_weighs_the_careless_down(tmp_path: Path) -> None:
+    """Three who agree and one who contradicts them in half of what is asked."""
+    orders = {"a": [1, 2], "b": [1, 2], "c": [1, 2]}
+    rankings: list[Ranking] = [
+        (f"p{i}", "ab", list(ranks), name) for i in range(20) for name, ranks in orders.items()
+    ]
+    rankings += [(f"p{i}", "ab", [1, 2] if i % 2 else [2, 1], "careless") for i in range(20)]
+    tables, _ = Inputs(tmp_path, rankings).run(annotator_weights="reliability")
+    found = tables["agreement"].set_index(["annotator", "metric"])["value"]
+    assert found["careless", "reliability"] == pytest.approx(0.5, abs=0.05)
+    assert found["careless", "weight"] < 0.1 < 1 < found["a", "weight"]
+    assert tables["preference_pairs"]["weight"].min() > 0.95
+    equal, _ = Inputs(tmp_path / "equal", rankings).run()
+    same = equal["agreement"].set_index(["annotator", "metric"])["value"]
+    assert same["careless", "weight"] == 1
+    assert same["careless", "reliability"] == found["careless", "reliability"]
+    assert equal["preference_pairs"]["weight"].min() == 0.5
+
+
+def test_what_else_sways_people_by_hand(tmp_path: Path) -> None:
+    inputs = Inputs(
+        tmp_path,
+        [
+            ("p", "ab", [1, 2], "x"),  # a was shown first, and wins
+            ("p", "ab", [2, 1], "x"),  # again, b first: b wins
+            ("p", "abc", [1, 1, 2], "y"),  # c first, loses twice
+        ],
+    )
+    inputs.rankings["shown_order"] = [["pa", "pb"], ["pb", "pa"], ["pc", "pa", "pb"]]
+    inputs.rankings["seconds"] = [10.0, 20.0, None]
+    inputs.candidates["response"] = ["long", "s", "longest"]
+    tables, _ = inputs.run()
+    found = tables["agreement"].set_index(["annotator", "metric"])
+    assert found.loc[("x", "earlier_wins"), "value"] == 1
+    assert found.loc[("all", "earlier_wins"), "value"] == 2 / 4
+    assert found.loc[("x", "longer_wins"), "value"] == 1 / 2
+    assert found.loc[("y", "longer_wins"), "value"] == 0
+    assert found.loc[("x", "repeat_agreement"), "value"] == 0
+    assert found.loc[("x", "repeat_agreement"), "n"] == 1
+    assert ("y", "repeat_agreement") not in found.index
+    assert found.loc[("all", "seconds"), "value"] == 15
+    assert ("y", "seconds") not in found.index
+
+
 def test_weight_two_is_two_annotators(tmp_path: Path) -> None:
     once: list[Ranking] = [("p", "abc", [1, 2, 3], "x"), ("p", "abc", [1, 3, 2], "y")]
     heavy, _ = Inputs(tmp_path, once).run(annotator_weights={"x": 2.0})

@@ -53,11 +53,12 @@ def test_columns_are_guessed_where_it_is_clear(tmp_path: Path) -> None:
     assert pairs(read(path)[0]) == [(2, "a", "b")]
     path = write(tmp_path / "b.csv", "prompt,question,answer\na,q,b\n")  # our own name wins
     assert pairs(read(path)[0]) == [(2, "a", "b")]
-    path = write(tmp_path / "c.csv", "instruction,input,output\na,q,b\n")
+    path = write(tmp_path / "c.csv", "instruction,question,output\na,q,b\n")
     with pytest.raises(InputError) as caught:
         read(path)
     assert str(caught.value) == (
-        f"{path}: prompt could be instruction or input; columns found: instruction, input, output; "
+        f"{path}: prompt could be instruction or question; columns found: instruction, question, "
+        "output; "
         "set columns: {prompt: NAME} on the source"
     )
     columns = {"prompt": "instruction"}
@@ -110,7 +111,8 @@ def test_texts_are_normalised(tmp_path: Path) -> None:
 
 def rank(responses: Any, **more: Any) -> Any:
     values = {"prompt": "p", "annotator": "ada", "responses": responses, **more}
-    return parse_ranking(values, {**RANKING_COLUMNS, **{name: name for name in more}})
+    (ranking,) = parse_ranking(values, {**RANKING_COLUMNS, **{name: name for name in more}})
+    return ranking
 
 
 def test_ranking_by_rank_score_and_lists() -> None:

@@ -1,4 +1,4 @@
-"""Simulated people who rank texts: with noise, with ties, with different care, one careless."""
+"""Simulated people who rank texts: with noise, with ties, with different care, some careless."""
 
 import math
 from collections.abc import Sequence
@@ -40,22 +40,25 @@ class Annotator:
 
     @property
     def careless(self) -> bool:
-        """Whether this is the one who hardly reads."""
+        """Whether this is one who hardly reads."""
         return self.care < MIN_CARE
 
 
-def annotators(num_annotators: int, seed: int) -> list[Annotator]:
-    """People of different care; from two on, exactly one of them, who the seed decides, careless.
+def annotators(num_annotators: int, seed: int, num_careless: int = 1) -> list[Annotator]:
+    """People of different care, in an order that the seed decides.
+
+    `num_careless` of them hardly read; but one is always careful.
 
     Raises:
-        ValueError: If `num_annotators` is below 1.
+        ValueError: If `num_annotators` is below 1 or `num_careless` below 0.
     """
     if num_annotators < 1:
         raise ValueError(f"num_annotators must be >= 1, got {num_annotators}")
-    num_careful = max(num_annotators - 1, 1)
+    if num_careless < 0:
+        raise ValueError(f"num_careless must be >= 0, got {num_careless}")
+    num_careful = max(num_annotators - num_careless, 1)
     people = [(care, TIE_THRESHOLD) for care in np.linspace(MAX_CARE, MIN_CARE, num_careful)]
-    if num_annotators > 1:
-        people.append((CARELESS_CARE, CARELESS_TIE_THRESHOLD))
+    people += [(CARELESS_CARE, CARELESS_TIE_THRESHOLD)] * (num_annotators - num_careful)
     order = shuffle(people, derived_rng("annotators", seed))
     return [Annotator(_name(i), float(care), ties) for i, (care, ties) in enumerate(order)]
 

@@ -4,17 +4,20 @@ Two layers, each of one small module per family, so that a new format is a new m
 
 - rows: `json_rows`, `csv_rows`, `parquet_rows`, `huggingface_rows` turn bytes into `Row` (line,
   plain dict) or `BadRow` (line, reason, content). They know nothing of what a row means.
-- examples: `texts` and `rankings` turn a row into a `Document`, `PromptExample`, `Demonstration` or
-  `Ranking`, or raise `RowError` with the reason. They know nothing of files.
+- examples: `texts`, `rankings`, `comparisons`, `trees` and `label_studio` turn a row into a
+  `Document`, `PromptExample`, `Demonstration` or `Ranking`, or several, or raise `RowError` with
+  the reason. They know nothing of files. `chats` is what they share: turns, and turns as text.
 
-`columns` maps our fields to the columns of a file; `files` finds, opens and digests; `reading`
-joins them. Nothing is skipped in silence: a row is an example, or it is rejected with its line and
-reason. Only blank lines, which hold nothing, are passed over.
+`formats` tells by the columns what a row is, `columns` maps its fields to them; `files` finds,
+opens and digests; `reading` joins them. Nothing is skipped in silence: a row gives examples, or it
+is rejected with its line and reason; parts of a row that are no examples are counted. Only blank
+lines, which hold nothing, are passed over.
 """
 
 from tasks.readers.files import digest_sources, source_names
+from tasks.readers.formats import Example
 from tasks.readers.rankings import Ranking
-from tasks.readers.reading import Example, Rejected, SourceReader
+from tasks.readers.reading import Rejected, SourceReader
 from tasks.readers.rows import BadRow, Row, RowError
 from tasks.readers.texts import Demonstration, Document, PromptExample
 

@@ -7,20 +7,24 @@ wrote it. Or `responses` are plain texts, and the row has `ranks` or `scores` of
 `created_at` (text) and `seconds` (spent on the ranking) may stand in the row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from rlhf_core.config import Split
 from tasks.readers.rows import (
     RowError,
+    check_name,
     check_number,
     check_text,
     normalise_prompt,
     normalise_response,
 )
-from tasks.readers.texts import split_of, text_of
+from tasks.readers.texts import prompt_of, split_of, value_of
+
+DEFAULT_ANNOTATOR: Final = "unknown"
+"""Who compared, where a format does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Ranking:
         ranks: competition ranks, 1 = best, ties share a rank (1, 2, 2, 4).
         scores: as given, higher = better; None where the row has none.
         num_merged: responses that were merged into an equal text.
+        in_shown_order: whether the annotator saw the texts in the order in which they stand here.
     """
 
     prompt: str
@@ -45,6 +50,7 @@ class Ranking:
     seconds: float | None
     split: Split | None
     num_merged: int
+    in_shown_order: bool = False
 
 
 def competition_ranks(badness: Sequence[float]) -> tuple[int, ...]:
@@ -55,36 +61,77 @@ def competition_ranks(badness: Sequence[float]) -> tuple[int, ...]:
     return tuple(first[value] for value in badness)
 
 
-def parse_ranking(values: Mapping[str, Any], columns: Mapping[str, str]) -> Ranking:
-    """A row of role rankings; equal texts take their mean rank and score, then all are ranked.
+def make_ranking(
+    prompt: str,
+    annotator: str,
+    texts: Sequence[str],
+    *,
+    ranks: Sequence[float] | None = None,
+    scores: Sequence[float] | None = None,
+    systems: Sequence[str | None] | None = None,
+    split: Split | None = None,
+    created_at: str | None = None,
+    seconds: float | None = None,
+    in_shown_order: bool = False,
+) -> Ranking:
+    """A ranking of `texts`; equal texts take their mean rank and score, then all are ranked.
+
+    Args:
+        prompt: what the texts answer.
+        annotator: who ranked them.
+        texts: in any order.
+        ranks: lower is better; None: by `scores`.
+        scores: higher is better; one of the two is needed.
+        systems: who wrote each text.
+        split: which the row fixes.
+        created_at: of the annotation.
+        seconds: that it took.
+        in_shown_order: whether `texts` stand as the annotator saw them.
+    """
+    if ranks is None:
+        assert scores is not None, "a ranking has ranks or scores"
+        ranks = [float(rank) for rank in competition_ranks([-score for score in scores])]
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(normalise_response(text), []).append(place)
+    return Ranking(
+        prompt=normalise_prompt(prompt),
+        annotator=annotator,
+        texts=tuple(places),
+        systems=tuple(systems[at[0]] if systems else None for at in places.values()),
+        ranks=competition_ranks([_mean(ranks, at) for at in places.values()]),
+        scores=None if scores is None else tuple(_mean(scores, at) for at in places.values()),
+        created_at=created_at,
+        seconds=seconds,
+        split=split,
+        num_merged=len(texts) - len(places),
+        in_shown_order=in_shown_order,
+    )
+
+
+def parse_ranking(values: Mapping[str, Any], columns: Mapping[str, str]) -> Iterator[Ranking]:
+    """A row that holds one person's ranking.
 
     Raises:
         RowError: a field is missing or malformed, fewer than two responses, neither ranks nor
             scores for all of them, or the same text of the same system twice.
     """
-    prompt = normalise_prompt(text_of(values, columns, "prompt"))
+    prompt = prompt_of(values, columns)
     texts, systems, ranks, scores = _responses(values, columns)
-    if ranks is None:
-        assert scores is not None  # _responses refuses a row that has neither
-        ranks = [float(rank) for rank in competition_ranks([-score for score in scores])]
-    places: dict[str, list[int]] = {}
-    for place, text in enumerate(texts):
-        places.setdefault(text, []).append(place)
-    for text, at in places.items():
-        named = [systems[place] for place in at if systems[place] is not None]
-        if len(set(named)) < len(named):
+    named = [(text, s) for text, s in zip(texts, systems, strict=True) if s is not None]
+    for index, (text, _) in enumerate(named):
+        if named[index] in named[:index]:
             raise RowError(f"responses: the same text of the same system twice: {text[:60]!r}")
-    return Ranking(
-        prompt=prompt,
-        annotator=_annotator(values, columns),
-        texts=tuple(places),
-        systems=tuple(systems[at[0]] for at in places.values()),
-        ranks=competition_ranks([_mean(ranks, at) for at in places.values()]),
-        scores=None if scores is None else tuple(_mean(scores, at) for at in places.values()),
-        created_at=_created_at(values, columns),
-        seconds=_seconds(values, columns),
+    yield make_ranking(
+        prompt,
+        annotator_of(values, columns),
+        texts,
+        ranks=ranks,
+        scores=scores,
+        systems=systems,
         split=split_of(values, columns),
-        num_merged=len(texts) - len(places),
+        created_at=created_at_of(values, columns),
+        seconds=seconds_of(values, columns),
     )
 
 
@@ -150,14 +197,23 @@ def _inner_numbers(
     return [check_number(number, f"{column}[{index}].{field}") for index, number in given.items()]
 
 
-def _annotator(values: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    given = values.get(columns["annotator"])
-    if isinstance(given, int) and not isinstance(given, bool):
-        return str(given)  # many tools number their people
-    return text_of(values, columns, "annotator").strip()
+def annotator_of(values: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """Who compared.
+
+    Raises:
+        RowError: it is missing, or no name.
+    """
+    if "annotator" not in columns:
+        return DEFAULT_ANNOTATOR
+    return check_name(*value_of(values, columns, "annotator"))
 
 
-def _created_at(values: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+def created_at_of(values: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    """When, as the row has it; None where it does not say.
+
+    Raises:
+        RowError: it is neither a text nor a time.
+    """
     given = values.get(columns["created_at"]) if "created_at" in columns else None
     if given is None or given == "":
         return None
@@ -166,7 +222,12 @@ def _created_at(values: Mapping[str, Any], columns: Mapping[str, str]) -> str | 
     return check_text(given, "created_at")
 
 
-def _seconds(values: Mapping[str, Any], columns: Mapping[str, str]) -> float | None:
+def seconds_of(values: Mapping[str, Any], columns: Mapping[str, str]) -> float | None:
+    """How long it took; None where the row does not say.
+
+    Raises:
+        RowError: it is no number >= 0.
+    """
     given = values.get(columns["seconds"]) if "seconds" in columns else None
     if given is None:
         return None

@@ -1,38 +1,22 @@
 """A source of the configuration as a stream of examples, with every bad row kept and counted."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rlhf_core.config import Source
 from rlhf_core.errors import InputError
-from tasks.readers.columns import map_columns
 from tasks.readers.csv_rows import read_csv
 from tasks.readers.files import file_format, find_file, is_local_dataset
+from tasks.readers.formats import Example, Format, Kept, Part, choose_format
 from tasks.readers.huggingface_rows import read_dataset
 from tasks.readers.json_rows import read_json, read_json_lines
 from tasks.readers.parquet_rows import parquet_columns, read_parquet
-from tasks.readers.rankings import Ranking, parse_ranking
-from tasks.readers.rows import BadRow, Row, RowError, shown
-from tasks.readers.texts import (
-    Demonstration,
-    Document,
-    PromptExample,
-    parse_demonstration,
-    parse_document,
-    parse_prompt,
-)
+from tasks.readers.rows import BadRow, LeftOut, Noticed, Row, RowError, shown
 
-Example = Document | PromptExample | Demonstration | Ranking
-
-_PARSERS: Final[dict[str, Callable[[Mapping[str, Any], Mapping[str, str]], Example]]] = {
-    "corpus": parse_document,
-    "prompts": parse_prompt,
-    "demonstrations": parse_demonstration,
-    "rankings": parse_ranking,
-}
 _ROW_READERS: Final[dict[str, Callable[[Path], Iterator[Row | BadRow]]]] = {
     "jsonl": read_json_lines,
     "json": read_json,
@@ -46,7 +30,7 @@ _SHOWN_REASONS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that is no example, for the table of rejected rows."""
+    """A row that is no example, or holds one of no use, for the table of rejected rows."""
 
     source: str
     line: int
@@ -62,9 +46,17 @@ class SourceReader:
             if no_use_for(example):
                 reader.reject("why")
 
+    A row gives one example or several, such as the rankings of several people; or it is rejected
+    as a whole. What is made of several rows, such as texts that are scored one by one, comes after
+    the last row.
+
     Attributes:
         rejected: the bad rows so far.
+        left_out: parts of good rows that are no examples, by what they are.
+        noticed: what a person should know of the examples, by what it is.
         num_rows: rows so far, the bad ones among them.
+        format: what the rows are taken for; None before the first.
+        columns: field of the format -> column.
     """
 
     def __init__(
@@ -86,7 +78,11 @@ class SourceReader:
             share_field: the setting that this share is, for the message.
         """
         self.rejected: list[Rejected] = []
+        self.left_out: Counter[str] = Counter()
+        self.noticed: Counter[str] = Counter()
         self.num_rows = 0
+        self.format: Format | None = None
+        self.columns: dict[str, str] = {}
         self._source = source
         self._name = name
         self._data_dir = data_dir
@@ -97,36 +93,65 @@ class SourceReader:
         self._counts_lines = True
 
     def examples(self) -> Iterator[tuple[int, Example]]:
-        """Line and example of each good row.
+        """Each example with the line of its row.
 
         Raises:
             InputError: the source cannot be read, has no rows, its columns are unclear, or too many
                 rows were rejected; one line with what, where and what to do.
         """
-        parse = _PARSERS[self._source.role]
-        rows, columns = self._open()
-        for row in rows:
+        kept: list[tuple[Row, Kept]] = []
+        for row in self._open():
             self.num_rows += 1
             if isinstance(row, BadRow):
                 self.rejected.append(Rejected(self._name, row.line, row.reason, row.content))
                 continue
             self._current = row
-            try:
-                example = parse(row.values, columns)
-            except RowError as fault:
-                self.reject(str(fault))
-                continue
-            yield row.line, example
+            for part in self._parse(row):
+                if isinstance(part, Kept):
+                    # Its line and beginning are all that is needed of the row from here on.
+                    kept.append((Row(row.line, {}, _content(row)), part))
+                elif (example := self._count(part)) is not None:
+                    yield row.line, example
+        if self.format is not None and self.format.finish is not None:
+            for row, part in self.format.finish(kept):
+                self._current = row
+                if (example := self._count(part)) is not None:
+                    yield row.line, example
         self._check_share()
 
+    def _parse(self, row: Row) -> list[Part | Kept]:
+        """What a row gives, all or nothing."""
+        assert self.format is not None, "a row comes after the columns"
+        try:
+            return list(self.format.parse(row.values, self.columns))
+        except RowError as fault:
+            self.reject(str(fault))
+            return []
+
+    def _count(self, part: Part) -> Example | None:
+        if isinstance(part, LeftOut):
+            self.left_out[part.what] += part.number
+        elif isinstance(part, Noticed):
+            self.noticed[part.what] += part.number
+        else:
+            return part
+        return None
+
+    def summary(self) -> str:
+        """What was read, in a line for people."""
+        line = f"{self.num_rows} rows, {len(self.rejected)} of them rejected"
+        for name, counts in (("left out", self.left_out), ("noticed", self.noticed)):
+            parts = [f"{number} {what}" for what, number in counts.items()]
+            line += f"; {name}: {', '.join(parts)}" if parts else ""
+        return line
+
     def reject(self, reason: str) -> None:
-        """Reject the row whose example came last."""
+        """Reject the example that came last; the others of its row stay."""
         row = self._current
         assert row is not None, "reject is for the example that came last"
-        content = shown(row.values if row.content is None else row.content)
-        self.rejected.append(Rejected(self._name, row.line, reason, content))
+        self.rejected.append(Rejected(self._name, row.line, reason, _content(row)))
 
-    def _open(self) -> tuple[Iterator[Row | BadRow], dict[str, str]]:
+    def _open(self) -> Iterator[Row | BadRow]:
         source = self._source
         rows: Iterator[Row | BadRow]
         if source.kind == "huggingface":
@@ -140,29 +165,33 @@ class SourceReader:
             self._counts_lines = kind in ("jsonl", "csv")
             if kind == "parquet":
                 found = parquet_columns(path)
-                columns = self._map(found)
-                used = [column for column in found if column in columns.values()]
-                return self._limited(read_parquet(path, used)), columns
+                self._choose(found)
+                inside = self.format is not None and self.format.inside
+                used = [column for column in found if inside or column in self.columns.values()]
+                return self._limited(read_parquet(path, used))
             rows = _ROW_READERS[kind](path)
         rows = self._limited(rows)
         head = list(itertools.islice(rows, _LOOK_AHEAD_ROWS))
-        if not head:
-            return iter(()), {}
         good = [row.values for row in head if isinstance(row, Row)]
-        # A file of nothing but bad rows is told by their reasons, not by the columns it lacks.
-        columns = self._map(list(dict.fromkeys(itertools.chain(*good)))) if good else {}
-        return itertools.chain(head, rows if good else _as_bad(rows)), columns
+        if not good:  # a file of nothing but bad rows is told by their reasons
+            return itertools.chain(head, _as_bad(rows))
+        self._choose(list(dict.fromkeys(itertools.chain(*good))))
+        return itertools.chain(head, rows)
 
     def _limited(self, rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
         return itertools.islice(rows, self._source.limit)
 
-    def _map(self, found: list[str]) -> dict[str, str]:
-        return map_columns(self._source.role, self._source.columns, found, where=self._where)
+    def _choose(self, found: list[str]) -> None:
+        source = self._source
+        self.format, self.columns = choose_format(
+            source.role, source.columns, found, where=self._where
+        )
 
     def _check_share(self) -> None:
         if not self.num_rows:
             raise InputError(f"{self._where}: has no rows; give a file with rows, or take it out")
-        share = len(self.rejected) / self.num_rows
+        num_bad = len({bad.line for bad in self.rejected})  # a row may hold several bad examples
+        share = num_bad / self.num_rows
         if share <= self._max_rejected_share:
             return
         first = "; ".join(
@@ -170,10 +199,14 @@ class SourceReader:
             for bad in self.rejected[:_SHOWN_REASONS]
         )
         raise InputError(
-            f"{self._where}: {len(self.rejected)} of {self.num_rows} rows ({share:.2%}) are bad, "
+            f"{self._where}: {num_bad} of {self.num_rows} rows ({share:.2%}) are bad, "
             f"more than {self._share_field} = {self._max_rejected_share:.2%}; repair them, or "
             f"raise {self._share_field}; the first: {first}"
         )
+
+
+def _content(row: Row) -> str:
+    return shown(row.values if row.content is None else row.content)
 
 
 def _as_bad(rows: Iterator[Row | BadRow]) -> Iterator[BadRow]:

@@ -35,6 +35,27 @@ class BadRow:
     content: str
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Parts of a good row that are no examples, such as an annotation that somebody skipped.
+
+    Attributes:
+        what: plural, for people.
+        number: how many.
+    """
+
+    what: str
+    number: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What a person should know of examples that are kept; `what` and `number` as in `LeftOut`."""
+
+    what: str
+    number: int = 1
+
+
 class RowError(ValueError):
     """A row is no example; the message is the reason, for a person who has the file open."""
 
@@ -81,6 +102,32 @@ def check_number(value: object, label: str) -> float:
     if not math.isfinite(value):
         raise RowError(f"{label}: must be finite, got {value}")
     return float(value)
+
+
+def check_cell(value: object, label: str) -> float:
+    """The number of a cell; a CSV file has it as text.
+
+    Raises:
+        RowError: it is none, or not finite.
+    """
+    if isinstance(value, str):
+        text = check_text(value, label).strip()
+        try:
+            value = float(text)
+        except ValueError:
+            raise RowError(f"{label}: must be a number, got {text[:60]!r}") from None
+    return check_number(value, label)
+
+
+def check_name(value: object, label: str) -> str:
+    """The name or number of a person as text; many tools number their people.
+
+    Raises:
+        RowError: it is neither.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return check_text(value, label).strip()
 
 
 def normalise_prompt(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The report as artifacts in Prefect's UI, when the report runs inside a flow run.
+"""The report as artifacts in Prefect's UI, when the report runs inside a flow run; curves of PPO.
 
 What the API refuses, or that there is no API, is one line in the log and never an error: the page
 on disk is the report.
@@ -6,20 +6,31 @@ on disk is the report.
 
 import logging
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import pandas as pd
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.records import StepResult
+from tasks.live import State
 from tasks.reporting.figures import png_data_uri
 from tasks.reporting.findings import Headline, caveats, warnings
-from tasks.reporting.gather import RunData
+from tasks.reporting.gather import RunData, gather, metric_series
 from tasks.reporting.lineage import lineage_sheet
-from tasks.reporting.plots import headline_panels
+from tasks.reporting.plots import curve_panels, headline_panels
 from tasks.reporting.samples import Samples, choose_samples
 from tasks.reporting.sheets import Sheet, agreement_sheet, evaluation_sheet
+from tasks.step import open_store
 
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 1_000_000
 """Prefect's UI becomes slow, and some databases refuse, beyond a megabyte."""
+
+LIVE_PANELS = 6
+"""Of PPO's curves, those that tell first whether it goes well."""
 
 MAX_CELL = 1500
 """Characters of a text in a table artifact."""
@@ -29,27 +40,67 @@ def publish_artifacts(data: RunData, headline: Headline) -> list[str]:
     """Publish what is there; returns the keys that were published."""
     if not _inside_flow_run():
         return []
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+    from prefect.artifacts import create_markdown_artifact
 
-    tables: list[tuple[str, list[dict[str, Any]], str]] = [
+    def report() -> None:
+        text = markdown(data, headline)
+        create_markdown_artifact(markdown=text, key="report", description=headline.sentence)
+
+    published = ["report"] if _taken("report", report) else []
+    if not published:
+        return []
+    return published + _publish_tables(
         ("evaluation", _records(evaluation_sheet(data)), "Models compared, with 95 % intervals"),
         ("samples", _sample_records(choose_samples(data)), "Texts side by side, a random draw"),
         ("agreement", _records(agreement_sheet(data)), "Agreement of annotators"),
         ("lineage", _records(lineage_sheet(data)), "Every step, its key and what it read"),
-    ]
-    published: list[str] = []
-    key = "report"
-    try:
-        text = markdown(data, headline)
-        create_markdown_artifact(markdown=text, key=key, description=headline.sentence)
+    )
+
+
+def publish_comparison(config: PipelineConfig, result: StepResult, title: str) -> list[str]:
+    """Publish the tables of an evaluation by itself; returns the keys that were published."""
+    data = gather(config, {"evaluate": result}, gate=None, statuses={}, store=open_store(config))
+    return _publish_tables(
+        ("comparison", _records(evaluation_sheet(data)), title),
+        ("comparison-samples", _sample_records(choose_samples(data)), title),
+    )
+
+
+def _publish_tables(*tables: tuple[str, list[dict[str, Any]], str]) -> list[str]:
+    from prefect.artifacts import create_table_artifact
+
+    published = []
+    for key, rows, title in tables:
+        if not rows:
+            continue
+        if not _taken(key, partial(create_table_artifact, table=rows, key=key, description=title)):
+            break
         published.append(key)
-        for key, records, description in tables:
-            if records:
-                create_table_artifact(table=records, key=key, description=description)
-                published.append(key)
+    return published
+
+
+def _taken(key: str, create: Callable[[], object]) -> bool:
+    try:
+        create()
     except Exception as error:  # the API may be away, full or old: none of it is the run's fault
         logger.warning("Prefect did not take the artifact %s: %s", key, error)
-    return published
+        return False
+    return True
+
+
+def curves(metrics: Sequence[tuple[int, str, float]], updates: int) -> State:
+    """PPO's curves so far, as one picture.
+
+    Args:
+        metrics: (update, name, value); a later one may be added while this is drawn.
+        updates: how many there will be.
+    """
+    frame = pd.DataFrame(list(metrics), columns=["step", "name", "value"])
+    panels = curve_panels(partial(metric_series, frame))[:LIVE_PANELS]
+    done = int(frame["step"].max())
+    picture = f"![PPO's curves]({png_data_uri(panels)})"
+    legend = "Lines: what PPO sampled. Dots: held-out prompts."
+    return State(f"## Update {done} of {updates}\n\n{picture}\n\n{legend}\n", "PPO so far")
 
 
 def _inside_flow_run() -> bool:

@@ -362,9 +362,10 @@ def _about_the_people(data: RunData) -> list[Note]:
         )
         careless = careless_annotators(data)
         if careless:
-            text += (
-                f" Far below the others: {', '.join(careless)}; rate.annotator_weights can weigh "
-                "them down."
+            text += f" Far below the others: {', '.join(careless)}" + (
+                "; their votes weigh by reliability."
+                if data.config.rate.annotator_weights == "reliability"
+                else "; rate.annotator_weights: reliability would weigh them down."
             )
         notes.append(Note("Annotators disagree", text))
     if "feedback" in data.results and data.config.feedback.source == "simulated":

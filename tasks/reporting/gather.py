@@ -75,12 +75,7 @@ class RunData:
     def series(self, step: str, name: str) -> pd.Series | None:
         """A training metric: values by step, without missing ones."""
         frame = self.metrics.get(step)
-        if frame is None:
-            return None
-        rows = frame[(frame["name"] == name) & frame["value"].notna()]
-        if rows.empty:
-            return None
-        return pd.Series(rows["value"].to_numpy(), index=rows["step"].to_numpy()).sort_index()
+        return None if frame is None else metric_series(frame, name)
 
     def estimate(
         self, model: str, metric: str, *, step: str = "evaluate", split: str = "evaluation"
@@ -108,6 +103,14 @@ class RunData:
             return []
         # The reward model has rows of its own there, but writes no texts.
         return [model for model in dict.fromkeys(frame["model"]) if model != "reward_model"]
+
+
+def metric_series(metrics: pd.DataFrame, name: str) -> pd.Series | None:
+    """A metric of the table `metrics`: values by step, without missing ones; None without any."""
+    rows = metrics[(metrics["name"] == name) & metrics["value"].notna()]
+    if rows.empty:
+        return None
+    return pd.Series(rows["value"].to_numpy(), index=rows["step"].to_numpy()).sort_index()
 
 
 def gather(

@@ -42,10 +42,14 @@ TRAINING_CURVES = (
 
 def ppo_panels(data: RunData) -> list[Panel]:
     """Small multiples of PPO: rollouts as a line, held-out looks as points, the kept one marked."""
-    kept = kept_update(data)
+    return curve_panels(lambda name: data.series("ppo", name), kept_update(data))
+
+
+def curve_panels(series: Callable[[str], pd.Series | None], kept: int | None = None) -> list[Panel]:
+    """The same from PPO's metrics by name, of a run that may not have ended."""
     panels = []
     for title, training, heldout, unit in PPO_CURVES:
-        lines = [data.series("ppo", name) if name else None for name in (training, heldout)]
+        lines = [series(name) if name else None for name in (training, heldout)]
         if any(line is not None for line in lines):
             panels.append(Panel(title, _curves(lines[0], lines[1], unit, "update", kept)))
     return panels

@@ -47,8 +47,18 @@ AGREEMENT_NAMES = {
     "pair_agreement": "Pairs agreed",
     "kendall_tau_b": "Kendall τ-b",
     "krippendorff_alpha": "Krippendorff α",
+    "reliability": "Reliability",
+    "weight": "Weight",
+    "repeat_agreement": "The same again",
     "tie_share": "Ties",
+    "earlier_wins": "Shown first wins",
+    "longer_wins": "Longer wins",
+    "seconds": "Seconds, median",
     "num_rankings": "Rankings",
+}
+AGREEMENT_SHARES = {
+    *("pair_agreement", "reliability", "repeat_agreement"),
+    *("tie_share", "earlier_wins", "longer_wins"),
 }
 SPLITS = ("sft", "reward", "reward_heldout", "ppo", "ppo_heldout", "evaluation")
 
@@ -154,10 +164,9 @@ def agreement_sheet(data: RunData) -> Sheet | None:
             value = values.get((annotator, metric))
             if value is None:
                 cells.append(Cell(MISSING))
-            elif metric in ("pair_agreement", "tie_share"):
-                cells.append(
-                    Cell(percent(value), bar=value if metric == "pair_agreement" else None)
-                )
+            elif metric in AGREEMENT_SHARES:
+                drawn = metric in ("pair_agreement", "reliability")
+                cells.append(Cell(percent(value), bar=value if drawn else None))
             else:
                 cells.append(Cell(number(round(value) if metric == "num_rankings" else value)))
         sheet.rows.append(cells)

@@ -1,0 +1,88 @@
+"""The policy of one run against a model of another: the step `evaluate` by itself."""
+
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow
+from pydantic import Field
+
+from flows.journal import log
+from rlhf_core.config import Evaluate, Paths, Section
+from rlhf_core.errors import InputError
+from rlhf_core.records import ModelArtifact, StepResult
+from tasks.evaluate import evaluate
+from tasks.prefect_task import our_lines
+from tasks.reporting.lineage import SavedRun, load_run
+from tasks.step import open_store
+
+
+class ModelOfRun(Section):
+    """A language model that a run has made."""
+
+    run: str = Field(description="Name of the run, a folder in paths.runs.")
+    model: Literal["ppo", "sft"] = Field(
+        "ppo", description="The step that made it; its texts are what is compared."
+    )
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.model}"
+
+
+@flow(name="rlhf-evaluate", flow_run_name="{policy} against {baseline}")
+def evaluate_only(
+    policy: ModelOfRun,
+    baseline: ModelOfRun,
+    settings: Evaluate | None = None,
+    paths: Paths = Paths(),
+) -> StepResult:
+    """Compare a policy with a baseline; prompts and reward model are those of the policy's run.
+
+    Args:
+        policy: The model that is judged.
+        baseline: The model that it has to beat; tables call it SFT.
+        settings: How they are compared; left out, as the policy's run has compared its own.
+        paths: Where runs and artifacts are.
+
+    Raises:
+        InputError: a run or its model is not there, or the two do not read the same tokens.
+    """
+    from tasks.reporting.artifacts import publish_comparison
+
+    judged, other = (
+        load_run(Path(paths.runs).expanduser() / one.run) for one in (policy, baseline)
+    )
+    changes = {"paths": paths, "name": policy.run}
+    config = judged.config.model_copy(update=changes | ({"evaluate": settings} if settings else {}))
+    models = [_model(run, one) for run, one in ((other, baseline), (judged, policy))]
+    vocabularies = {
+        open_store(config).manifest(m.step, m.key)["files"]["tokenizer.json"]["sha256"]
+        for m in models
+    }
+    if len(vocabularies) > 1:
+        raise InputError(
+            f"{policy} and {baseline} have different tokenizers; compare runs that start from the "
+            "same base model"
+        )
+    with our_lines():
+        tables = judged.results["ingest"].tables
+        if other.results["ingest"].tables["prompts"].digest != tables["prompts"].digest:
+            log.warning("%s has other prompts, and may have learnt on some of these", baseline.run)
+        result: StepResult = evaluate(
+            config,
+            sft=models[0],
+            policy=models[1],
+            reward_model=_model(judged, ModelOfRun(run=policy.run), step="reward"),
+            prompts=tables["prompts"],
+            demonstrations=tables["demonstrations"],
+        )
+        publish_comparison(config, result, f"{policy} (PPO) against {baseline} (SFT)")
+    return result
+
+
+def _model(run: SavedRun, one: ModelOfRun, step: str = "") -> ModelArtifact:
+    result = run.results.get(step or one.model)
+    if result is None or result.model is None:
+        raise InputError(
+            f"run {one.run} did not come to its step {step or one.model}; name another"
+        )
+    return result.model

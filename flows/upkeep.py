@@ -1,0 +1,63 @@
+"""`rlhf gc` as a flow, for a schedule."""
+
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from pydantic import Field
+
+from flows.collect import megabytes
+from rlhf_core.config import Paths
+from rlhf_core.errors import InputError
+from tasks.garbage import remove_garbage
+from tasks.store import ArtifactStore
+
+
+class NotCollected(RuntimeError):
+    """Some folders could not be removed; the run's table says which and why."""
+
+
+@flow(name="rlhf-gc", flow_run_name="gc · older than {older_than_days:g} days")
+def collect(
+    older_than_days: Annotated[
+        float, Field(ge=0, title="Older than (days)", description="What is younger stays.")
+    ] = 14.0,
+    delete: Annotated[
+        bool, Field(title="Delete", description="Remove them; otherwise only show them.")
+    ] = True,
+    paths: Paths = Paths(),
+) -> int:
+    """Remove the artifacts that no run needs any more; nothing that a run.json names goes.
+
+    Returns:
+        How many bytes have become free, or would.
+
+    Raises:
+        InputError: what a run needs is unknown.
+        NotCollected: not all could be removed.
+    """
+    root, runs = Path(paths.root).expanduser(), Path(paths.runs).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give that of the artifacts (paths.root)")
+    done = list(
+        remove_garbage(ArtifactStore(root), [runs], older_than_days=older_than_days, delete=delete)
+    )
+    freed = sum(item.num_bytes for item in done if item.goes)
+    what = f"{sum(item.goes for item in done)} folders, {megabytes(freed)}"
+    what += " removed" if delete else " to remove"
+    get_run_logger().info(what)
+    if done:
+        rows = [
+            {
+                "folder": item.place,
+                "size": megabytes(item.num_bytes),
+                "age, days": round(item.age_days),
+                "why": item.why,
+            }
+            for item in done
+        ]
+        create_table_artifact(table=rows, key="gc", description=what)
+    if failed := [item for item in done if item.failed]:
+        raise NotCollected(f"{len(failed)} folders: {failed[0].place}: {failed[0].why}")
+    return freed

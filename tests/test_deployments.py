@@ -1,0 +1,647 @@
+"""Deployments on a real Prefect server, run by a real worker; the form; doctor and automations."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from queue import Queue
+from typing import Any, NamedTuple
+
+import httpx
+import prefect.server.api
+import pytest
+import yaml
+from test_flow import TINY
+
+from flows.deployment import read_recipe
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import InputError
+from rlhf_core.recipe import load_config
+
+PROJECT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+DEPLOYMENTS = {
+    "rlhf/demo",
+    "rlhf/e2e",
+    "rlhf/nightly",
+    "rlhf-evaluate/evaluate-only",
+    "rlhf-gc/gc",
+}
+START_SECONDS = 120
+RUN_SECONDS = 240
+"""Upper bounds on a busy machine."""
+
+
+class Server(NamedTuple):
+    """A running Prefect server, and how to talk to it."""
+
+    url: str
+    environment: dict[str, str]
+    folder: Path
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.ask("POST", path, json=body)
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """As Prefect's clients do, again while SQLite is locked (503)."""
+        while True:
+            answer = httpx.request(method, f"{self.url}{path}", timeout=30, **options)
+            if answer.status_code != 503:
+                return answer
+            time.sleep(0.2)
+
+    def filter(self, what: str, **body: Any) -> list[dict[str, Any]]:
+        answer = self.post(f"/{what}/filter", **body)
+        assert answer.status_code == 200, answer.text
+        return list(answer.json())
+
+    def of_run(self, what: str, run_id: str) -> list[dict[str, Any]]:
+        return self.filter(what, flow_runs={"id": {"any_": [run_id]}})
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        answer = self.ask("GET", f"/deployments/name/{name}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def create_run(self, name: str, parameters: dict[str, Any]) -> httpx.Response:
+        path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
+        return self.post(path, parameters=parameters)
+
+    def start_run(self, name: str, parameters: dict[str, Any]) -> str:
+        """The id of a run that the server has taken."""
+        answer = self.create_run(name, parameters)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.ask("GET", f"/flow_runs/{run_id}").json())
+
+    def wait(self, run_id: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
+        """The run in its final state."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = self.run(run_id)
+            if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return found
+            time.sleep(0.3)
+        raise AssertionError(f"{found['name']} is still {found['state_name']}")
+
+    def command(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words,
+            cwd=PROJECT,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+        )
+
+
+@contextmanager
+def process(words: Sequence[str], log: Path, environment: dict[str, str]) -> Iterator[None]:
+    """A process that ends with the block, with all that it has started."""
+    with log.open("w") as file:
+        started = subprocess.Popen(
+            words,
+            cwd=PROJECT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        os.killpg(started.pid, signal.SIGTERM)
+        try:
+            started.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+
+
+@contextmanager
+def started_server(folder: Path) -> Iterator[Server]:
+    """A server with a database and result storage of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "RLHF_HOME"},
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "PYTHONPATH": str(PROJECT),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    words = ["prefect", "server", "start", "--port", str(port)]
+    environment["PREFECT_UI_URL"] = url.removesuffix("/api")  # for links in notifications
+    with process(words, folder / "server.log", environment):
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.2)
+            assert time.monotonic() < deadline, (folder / "server.log").read_text()
+        yield Server(url, {**environment, "PREFECT_API_URL": url}, folder)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started_server(tmp_path_factory.mktemp("deployments")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def deployed(server: Server) -> Server:
+    """After `make deploy`."""
+    done = server.command("make", "-o", ".venv/.ready", "deploy", f"BIN={BIN}", RLHF_HOME="/baked")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return server
+
+
+@pytest.fixture(scope="module")
+def worker(deployed: Server) -> Iterator[Server]:
+    """After `make worker`, less the health check's port."""
+    words = ["prefect", "worker", "start", "--pool", "rlhf", "--name", "test"]
+    environment = {**deployed.environment, "RLHF_HOME": str(PROJECT)}
+    with process(words, deployed.folder / "worker.log", environment):
+        yield deployed
+
+
+def tiny(folder: Path, **sections: Any) -> dict[str, Any]:
+    paths = {"root": str(folder / "artifacts"), "runs": str(folder / "runs"), "data": str(folder)}
+    return {**TINY, "paths": paths, **sections}
+
+
+# What is deployed
+
+
+def test_every_deployment_is_there(deployed: Server) -> None:
+    flows = {one["id"]: one["name"] for one in deployed.filter("flows")}
+    found = deployed.filter("deployments")
+    assert {f"{flows[one['flow_id']]}/{one['name']}" for one in found} == DEPLOYMENTS
+    for one in found:
+        (step,) = one["pull_steps"]
+        # Each worker puts its own in, whatever was set where it was deployed.
+        assert step["prefect.deployments.steps.set_working_directory"] == {
+            "directory": "{{ $RLHF_HOME }}"
+        }
+        assert one["work_pool_name"] == "rlhf"
+        assert set(one["job_variables"]) == {"threads", "memory_gib"}
+        assert one["enforce_parameter_schema"]
+        assert one["description"]
+        assert "rlhf" in one["tags"]
+
+
+def test_schedules_and_limits(deployed: Server) -> None:
+    assert deployed.deployment("rlhf/demo")["schedules"] == []
+    nightly = deployed.deployment("rlhf/nightly")
+    (schedule,) = nightly["schedules"]
+    assert schedule["schedule"]["cron"] == "0 3 * * *"
+    assert schedule["schedule"]["timezone"] == "Europe/Berlin"
+    assert nightly["global_concurrency_limit"]["limit"] == 1
+    assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert nightly["parameters"]["config"]["feedback"]["source"] == "simulated"
+    (schedule,) = deployed.deployment("rlhf-evaluate/evaluate-only")["schedules"]
+    assert schedule["schedule"]["interval"] == 86400
+
+
+@pytest.mark.parametrize(
+    ("deployment", "recipe", "overrides"),
+    [("demo", "demo", []), ("e2e", "e2e", []), ("nightly", "demo", ["name=nightly"])],
+)
+def test_a_deployment_has_the_recipe_as_its_default(
+    deployed: Server, deployment: str, recipe: str, overrides: list[str]
+) -> None:
+    kept = deployed.deployment(f"rlhf/{deployment}")["parameters"]["config"]
+    wanted = load_config(PROJECT / "deployments" / "configs" / f"{recipe}.yaml", overrides)
+    assert PipelineConfig.model_validate(kept) == wanted
+    assert kept == wanted.model_dump(mode="json")  # every field, for the form shows what is there
+
+
+def test_a_recipe_that_is_not_there_is_told() -> None:
+    with pytest.raises(InputError, match="nothing: no such recipe"):
+        read_recipe("nothing")
+
+
+def test_one_process_serves_the_same_deployments(
+    deployed: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    found = importlib.util.spec_from_file_location("serve", PROJECT / "deployments" / "serve.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    served = {one.full_name: one for one in module.deployments()}
+    assert set(served) == DEPLOYMENTS
+    for name, one in served.items():
+        kept = deployed.deployment(name)
+        assert one.parameters == kept["parameters"]
+        assert set(one.tags) == set(kept["tags"])
+        assert one.description == kept["description"]
+        limit = (kept["global_concurrency_limit"] or {}).get("limit")
+        assert one.concurrency_limit == limit
+        mine = [item.schedule.model_dump(mode="json") for item in one.schedules]
+        theirs = [item["schedule"] for item in kept["schedules"]]
+        assert [{k: m[k] for k in t} for m, t in zip(mine, theirs, strict=True)] == theirs
+
+
+# The form
+
+
+def sections(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from schema["definitions"].items()
+
+
+def test_the_form_says_what_every_field_is(deployed: Server) -> None:
+    schema = deployed.deployment("rlhf/demo")["parameter_openapi_schema"]
+    assert schema["properties"]["config"]["$ref"] == "#/definitions/PipelineConfig"
+    shown = 0
+    for name, section in sections(schema):
+        assert section["description"], name
+        assert section["additionalProperties"] is False
+        for field, says in section["properties"].items():
+            if "$ref" in says:  # title and description are the section's
+                continue
+            shown += 1
+            assert says["description"], f"{name}.{field}"
+            assert says["title"][0].isupper(), f"{name}.{field}"
+            assert "default" in says or field in section.get("required", ()), f"{name}.{field}"
+    assert shown > 100
+    ppo = schema["definitions"]["Ppo"]["properties"]
+    assert ppo["advantage_estimator"]["enum"] == ["gae", "rloo", "grpo"]
+    assert ppo["cliprange"]["exclusiveMinimum"] == 0
+    assert ppo["cliprange"]["maximum"] == 10
+    assert ppo["kl_coef"]["title"] == "KL coef"
+    assert schema["definitions"]["PipelineConfig"]["title"] == "Recipe"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "field"),
+    [
+        ("rlhf/demo", {"config": {"ppo": {"cliprange": -1}}}, "config.ppo.cliprange"),
+        ("rlhf/demo", {"config": {"ppo": {"klcoef": 1}}}, "config.ppo"),
+        ("rlhf/demo", {"config": {"ppo": {"advantage_estimator": "a2c"}}}, "advantage_estimator"),
+        ("rlhf/demo", {"config": {"seed": 1.5}}, "config.seed"),
+        ("rlhf/demo", {"config": {"name": "../x"}}, "config.name"),
+        ("rlhf/demo", {"config": 3}, "config"),
+        ("rlhf-gc/gc", {"older_than_days": -1}, "older_than_days"),
+        ("rlhf-evaluate/evaluate-only", {"policy": {"run": "x", "model": "reward"}}, "model"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_a_run_is_there(
+    deployed: Server, name: str, parameters: dict[str, Any], field: str
+) -> None:
+    before = deployed.post("/flow_runs/count").json()
+    answer = deployed.create_run(name, parameters)
+    assert 400 <= answer.status_code < 500
+    assert field in answer.text
+    assert deployed.post("/flow_runs/count").json() == before
+
+
+# Work pools
+
+
+def templates() -> dict[str, Any]:
+    """Prefect's own base job templates by worker type, as its server has them."""
+    folder = Path(prefect.server.api.__file__).parent / "collections_data" / "views"
+    collections = json.loads((folder / "aggregate-worker-metadata.json").read_text())
+    return {
+        kind: facts["default_base_job_configuration"]
+        for workers in collections.values()
+        for kind, facts in workers.items()
+    }
+
+
+NEWER = {"annotations", "backoff_limit", "container_create_kwargs"}
+"""In the templates of prefect-docker 0.7.4 and prefect-kubernetes 0.8.0, not in the server's."""
+
+
+@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+def test_a_work_pool_takes_its_template(deployed: Server, kind: str) -> None:
+    template = json.loads((PROJECT / "deployments" / "pools" / f"{kind}.json").read_text())
+    default = templates()[kind]
+    assert set(template["job_configuration"]) <= set(default["job_configuration"]) | NEWER
+    variables = set(template["variables"]["properties"])
+    own = {"threads", "memory_gib"} | ({"claim"} if kind == "kubernetes" else set())
+    assert own <= variables <= set(default["variables"]["properties"]) | own | NEWER
+    # The server refuses placeholders that no variable fills.
+    answer = deployed.post(
+        "/work_pools/", name=f"try-{kind}", type=kind, base_job_template=template
+    )
+    assert answer.status_code == 201, answer.text
+
+
+def test_no_container_runs_as_root() -> None:
+    lines = (PROJECT / "deployments" / "Dockerfile").read_text().splitlines()
+    assert "USER rlhf" in lines
+    assert any(line.startswith("HEALTHCHECK") for line in lines)
+    services = yaml.safe_load((PROJECT / "deployments" / "compose.yaml").read_text())["services"]
+    assert set(services) == {"server", "worker"}
+    template = json.loads((PROJECT / "deployments" / "pools" / "kubernetes.json").read_text())
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+
+
+# Doctor and automations
+
+
+def doctor(server: Server, *words: str, **environment: str) -> tuple[int, dict[str, str]]:
+    command = (sys.executable, "-m", "flows.command", "doctor", *words)
+    done = server.command(*command, **environment)
+    assert done.stderr == ""
+    lines = [line.split(None, 1) for line in done.stdout.splitlines()]
+    return done.returncode, {rest: verdict for verdict, rest in lines}
+
+
+def verdict(findings: dict[str, str], what: str) -> tuple[str, str]:
+    (found,) = [(v, says) for says, v in findings.items() if says.startswith(what)]
+    return found
+
+
+def test_doctor_knows_the_server_and_its_pool(deployed: Server, tmp_path: Path) -> None:
+    code, findings = doctor(deployed, "--root", str(tmp_path), "--runs", str(tmp_path))
+    assert code == 0
+    for what in ("packages", "device", "paths.root", "paths.runs", "server", "work pool"):
+        assert verdict(findings, what)[0] == "ok"
+    assert "deployment nightly 0/1" in verdict(findings, "limits")[1]
+    code, findings = doctor(deployed, "--pool", "elsewhere")
+    assert code == 0
+    verdict_of_pool, says = verdict(findings, "work pool")
+    assert verdict_of_pool == "warning"
+    assert "make deploy" in says
+
+
+def test_doctor_says_what_to_do(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    dead = "http://127.0.0.1:9/api"
+    code, findings = doctor(server, "--root", str(tmp_path / "file"), PREFECT_API_URL=dead)
+    assert code == 1
+    assert verdict(findings, "server")[0] == "fault"
+    assert "prefect server start" in verdict(findings, "server")[1]
+    assert verdict(findings, "paths.root")[0] == "fault"
+
+
+def test_doctor_needs_no_server(server: Server) -> None:
+    environment = {k: v for k, v in server.environment.items() if k != "PREFECT_API_URL"}
+    code, findings = doctor(server._replace(environment=environment))
+    assert code == 0
+    assert "rlhf run needs none" in verdict(findings, "server")[1]
+
+
+def test_automations_are_saved_once(deployed: Server) -> None:
+    url = deployed.url.removesuffix("/api") + "/hook"
+    code = (
+        "from prefect.blocks.notifications import SlackWebhook; "
+        f"SlackWebhook(url='{url}').save('team', overwrite=True)"
+    )
+    assert deployed.command(sys.executable, "-c", code).returncode == 0
+    words = (sys.executable, "deployments/automations.py", "--notify", "slack-webhook/team")
+    assert "created" in deployed.command(*words).stdout
+    done = deployed.command(*words)
+    assert done.stdout.splitlines() == ["rlhf: no heartbeat: updated", "rlhf: failed: updated"]
+    names = [one["name"] for one in deployed.filter("automations")]
+    assert sorted(names) == ["rlhf: failed", "rlhf: no heartbeat"]
+    done = deployed.command(sys.executable, "deployments/automations.py", "--notify", "x/y")
+    assert done.returncode == 2
+    assert "x/y: no such block" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_failed_run_makes_itself_known(deployed: Server) -> None:
+    heard: Queue[str] = Queue()
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.put(self.rfile.read(int(self.headers["content-length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+    listener = HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    program = f"""
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+CustomWebhookNotificationBlock(
+    name="team",
+    url="http://127.0.0.1:{listener.server_port}",
+    json_data={{"text": "{{{{subject}}}} {{{{body}}}}"}},
+).save("team", overwrite=True)
+"""
+    done = deployed.command(sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+    notify = ("--notify", "custom-webhook/team")
+    done = deployed.command(sys.executable, "deployments/automations.py", *notify)
+    assert done.returncode == 0, done.stderr
+    program = """
+from prefect import flow
+
+@flow(name="rlhf", flow_run_name="demo")
+def fails():
+    raise ValueError("the reason")
+
+fails()
+"""
+    deployed.command(sys.executable, "-c", program)
+    said = heard.get(timeout=START_SECONDS)
+    listener.shutdown()
+    for words in ("demo: Failed", "rlhf, run demo", "ValueError: the reason", "/runs/flow-run/"):
+        assert words in said
+
+
+@pytest.mark.slow
+def test_a_run_without_heartbeat_becomes_crashed(deployed: Server) -> None:
+    program = """
+import sys
+from datetime import timedelta
+sys.path.insert(0, "deployments")
+import automations
+automations.SILENCE = timedelta(seconds=10)
+automation = automations.no_heartbeat()
+automation.name = "short"
+automation.create()
+"""
+    done = deployed.command(sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+    program = """
+import os
+from prefect import flow
+
+@flow(name="rlhf")
+def dies():
+    from prefect.context import FlowRunContext
+    print(FlowRunContext.get().flow_run.id, flush=True)
+    import time
+    time.sleep(4)  # the first heartbeat is on its way
+    os.kill(os.getpid(), 9)
+
+dies()
+"""
+    done = deployed.command(sys.executable, "-c", program, PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
+    run_id = done.stdout.split()[0]
+    assert deployed.run(run_id)["state_type"] == "RUNNING"
+    found = deployed.wait(run_id)
+    assert found["state_type"] == "CRASHED"
+    assert "its process is gone" in found["state"]["message"]
+    (short,) = [one for one in deployed.filter("automations") if one["name"] == "short"]
+    deployed.ask("DELETE", f"/automations/{short['id']}")  # others are silent for longer
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def finished(worker: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A tiny run that the worker has brought to its end: its folder and its id."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_id = worker.start_run("rlhf/demo", {"config": tiny(folder)})
+    assert worker.wait(run_id)["state_type"] == "COMPLETED"
+    return folder, run_id
+
+
+@pytest.mark.slow
+def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Path, str]) -> None:
+    folder, run_id = finished
+    run = worker.run(run_id)
+    assert run["name"] == "tiny · seed 0"
+    assert set(run["tags"]) == {"rlhf", "demo"}
+    assert (folder / "runs" / "tiny" / "report.html").exists()
+    tasks = {one["name"]: one["state_name"] for one in worker.of_run("task_runs", run_id)}
+    assert tasks["ppo · tiny · seed 0"] == "Completed"
+    assert len(tasks) == 10
+    artifacts = {one["key"]: one for one in worker.of_run("artifacts", run_id) if one["key"]}
+    for step in ("pretrain", "sft", "sample", "reward", "ppo", "evaluate"):
+        progress = artifacts[f"{step}-progress"]
+        assert progress["type"] == "progress"
+        assert progress["data"] == 100
+    assert "3/3 updates" in artifacts["ppo-progress"]["description"]
+    assert {"report", "evaluation", "samples", "lineage"} <= set(artifacts)
+    logs = worker.filter("logs", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
+    ours = [one["message"] for one in logs if one["name"].startswith("rlhf")]
+    assert any(line.startswith("[ 8/10] ppo") for line in ours)
+    assert any(line.startswith("PPO: 3/3 updates") for line in ours)
+    assert len(ours) == len(set(ours))
+
+
+@pytest.mark.slow
+def test_again_it_is_cached_and_a_policy_is_evaluated_by_itself(
+    worker: Server, finished: tuple[Path, str]
+) -> None:
+    folder, _ = finished
+    run_id = worker.start_run("rlhf/demo", {"config": tiny(folder)})
+    paths = tiny(folder)["paths"]
+    models: dict[str, Any] = {
+        "policy": {"run": "tiny"},
+        "baseline": {"run": "tiny", "model": "sft"},
+    }
+    worker.wait(run_id)
+    states = {one["name"]: one["state_name"] for one in worker.of_run("task_runs", run_id)}
+    assert states.pop("report · tiny · seed 0") == "Completed"
+    assert set(states.values()) == {"Cached"}
+    name = "rlhf-evaluate/evaluate-only"
+    run_id = worker.start_run(name, {**models, "paths": paths})
+    found = worker.wait(run_id)
+    assert found["state_type"] == "COMPLETED"
+    assert found["name"] == "tiny/ppo against tiny/sft"
+    (task,) = worker.of_run("task_runs", run_id)
+    assert task["state_name"] == "Cached"  # the run has compared the same two
+    keys = {one["key"] for one in worker.of_run("artifacts", run_id)}
+    assert {"comparison", "comparison-samples"} <= keys
+    settings = {**TINY["evaluate"], "max_prompts": 6}
+    swapped = {"policy": models["baseline"], "baseline": models["policy"], "settings": settings}
+    run_id = worker.start_run(name, {**swapped, "paths": paths})
+    assert worker.wait(run_id)["state_type"] == "COMPLETED"
+    (task,) = worker.of_run("task_runs", run_id)
+    assert task["state_name"] == "Completed"
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_the_message_and_nothing_is_tried_again(
+    worker: Server, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = finished
+    config = tiny(folder, model={**TINY["model"], "context_tokens": 40})
+    ids = [
+        worker.start_run("rlhf/demo", {"config": config}),
+        worker.start_run(
+            "rlhf/demo", {"config": {"ppo": {"batch_size": 7}, "paths": config["paths"]}}
+        ),
+        worker.start_run(
+            "rlhf-evaluate/evaluate-only",
+            {
+                "policy": {"run": "nobody"},
+                "baseline": {"run": "tiny"},
+                "paths": config["paths"],
+            },
+        ),
+    ]
+    messages = []
+    for run_id in ids:
+        found = worker.wait(run_id)
+        assert found["state_type"] == "FAILED"
+        messages.append(found["state"]["message"])
+    assert "demonstrations do not fit into 40 tokens" in messages[0]
+    assert "raise model.context_tokens" in messages[0]
+    assert "batch_size must be a multiple of minibatches = 4, got 7" in messages[1]
+    assert "nobody/run.json: cannot be read" in messages[2]
+    (failed,) = [one for one in worker.of_run("task_runs", ids[0]) if one["state_type"] == "FAILED"]
+    assert failed["name"] == "sft · tiny · seed 0"
+    assert failed["run_count"] == 1
+    assert "raise model.context_tokens" in failed["state"]["message"]
+
+
+@pytest.mark.slow
+def test_a_second_night_does_not_start_while_the_first_runs(worker: Server, tmp_path: Path) -> None:
+    config = tiny(tmp_path, name="nightly", ingest={**TINY["ingest"], "demo_prompts": 2000})
+    first = worker.start_run("rlhf/nightly", {"config": config})
+    deadline = time.monotonic() + START_SECONDS
+    while worker.run(first)["state_type"] != "RUNNING":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    second = worker.start_run("rlhf/nightly", {"config": config})
+    assert worker.wait(second)["state_type"] == "CANCELLED"
+    assert worker.run(first)["state_type"] == "RUNNING"
+    assert worker.wait(first)["state_type"] == "COMPLETED"
+
+
+@pytest.mark.slow
+def test_garbage_is_collected_on_a_schedule(worker: Server, finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    left = folder / "artifacts" / "_work" / "sft-0123456789abcdef"
+    left.mkdir(parents=True)
+    (left / "state").write_bytes(bytes(10))
+    parameters = {"paths": tiny(folder)["paths"], "older_than_days": 0, "delete": True}
+    run_id = worker.start_run("rlhf-gc/gc", parameters)
+    assert worker.wait(run_id)["state_type"] == "COMPLETED"
+    assert not left.exists()
+    (artifact,) = [one for one in worker.of_run("artifacts", run_id) if one["key"] == "gc"]
+    assert "_work/sft-0123456789abcdef" in artifact["data"]
+
+
+@pytest.mark.slow
+def test_a_laptop_serves_them_without_a_pool(tmp_path: Path) -> None:
+    words = (sys.executable, "deployments/serve.py")
+    log = tmp_path / "serve.log"
+    with started_server(tmp_path) as server, process(words, log, server.environment):
+        deadline = time.monotonic() + START_SECONDS
+        while len(server.filter("deployments")) < len(DEPLOYMENTS):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        run_id = server.start_run("rlhf/demo", {"config": tiny(tmp_path)})
+        assert server.wait(run_id)["state_type"] == "COMPLETED"
