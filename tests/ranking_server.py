@@ -24,7 +24,7 @@ def some_items(num: int, texts: int = 4) -> list[Item]:
     samples = [
         (digest_id(prompt, text), digest_id(prompt), text)
         for n, prompt in enumerate(prompts)
-        for text in (f"Text {k} about {n}: " + "it goes on " * k for k in range(texts))
+        for text in (f"Text {k} about {n}:" + " it goes on" * k for k in range(texts))
     ]
     return make_items([(digest_id(prompt), prompt) for prompt in prompts], samples)
 
