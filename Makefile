@@ -11,7 +11,7 @@ POOL_TYPE ?= process
 TEMPLATE := --base-job-template deployments/pools/$(POOL_TYPE).json
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e deploy worker serve automations test proofs chaos mutants check bench ablation help clean
+.PHONY: setup demo e2e deploy worker serve automations test proofs browser chaos mutants check bench ablation help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -52,6 +52,9 @@ test: $(READY) ## the tests
 
 proofs: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --ignore tests/test_chaos.py --ignore tests/test_damage.py
+
+browser: $(READY) ## the ranking page in a real browser (needs Chromium and chromedriver)
+	$(BIN)/python -m pytest -m browser
 
 chaos: $(READY) ## kill runs, damage files, fill the disk; every result must be that of a quiet run
 	$(BIN)/python -m pytest -m slow tests/test_chaos.py tests/test_damage.py

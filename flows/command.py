@@ -74,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(plan)
     plan.set_defaults(run=_plan)
 
+    rank = commands.add_parser("rank", help="serve the ranking page of a run, without running it")
+    _add_recipe(rank)
+    rank.add_argument("--annotators", metavar="A,B", help="names; default feedback.annotators")
+    rank.add_argument("--host", help="address to listen on; default feedback.server.host")
+    rank.add_argument("--port", type=int, help="0: any that is free; default feedback.server.port")
+    rank.set_defaults(run=_rank)
+
     generate = commands.add_parser("generate", help="texts of a trained model")
     generate.add_argument("prompts", metavar="PROMPT", nargs="+", help="text to go on from")
     generate.add_argument(
@@ -190,6 +197,19 @@ def _plan(options: argparse.Namespace) -> int:
     from flows.plan import print_plan
 
     return print_plan(config)
+
+
+def _rank(options: argparse.Namespace) -> int:
+    import json
+
+    given = {"feedback.server.host": options.host, "feedback.server.port": options.port}
+    if options.annotators is not None:
+        given["feedback.annotators"] = [name.strip() for name in options.annotators.split(",")]
+    options.overrides += [f"{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
+    config = _config(options)
+    from flows.rank import rank
+
+    return rank(config)
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -62,6 +62,12 @@ class Walker(Protocol):
     def run(self, step: Any, **inputs: Any) -> Any:
         """Go to a step; returns what it publishes, with `tables` and `model`."""
 
+    def ask(self, step: Any, missing: Callable[..., str], **inputs: Any) -> None:
+        """Go to a step that waits for people, and publishes nothing.
+
+        `missing(config, **inputs)` says what it would wait for; empty when for nothing.
+        """
+
     def skip(self, name: str, why: str) -> None:
         """Leave a step out."""
 
@@ -90,6 +96,11 @@ class Journal:
             note(steps.outcomes[-1].outcome)
         self._results[step.name] = result
         return result
+
+    def ask(self, step: Any, missing: Callable[..., str], **inputs: Any) -> None:
+        """Call a step that waits for people, unless it has nothing to wait for."""
+        if missing(self.config, **inputs):
+            step(self.config, **inputs)
 
     def skip(self, name: str, why: str) -> None:
         """Note that this run has no use for a step."""

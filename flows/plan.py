@@ -39,15 +39,25 @@ class Planner:
     def __init__(self, config: PipelineConfig) -> None:
         self.config = config
         self._planned: dict[str, PlannedStep] = {}
+        self._waits_for = ""
 
     def run(self, step: Any, **inputs: Any) -> Any:
         """Look the step up."""
         found = lookup(step, self.config, **inputs)
+        if self._waits_for:
+            self._note(step.name, "would run", f"waits for people: {self._waits_for}")
+            self._waits_for = ""
+            return _Unbuilt()
         if found.result is not None:
             self._note(step.name, "cached", "")
             return found.result
         self._note(step.name, "would run", found.reason)
         return _Unbuilt()
+
+    def ask(self, step: Any, missing: Callable[..., str], **inputs: Any) -> None:
+        """What the next step waits for; nobody knows before the texts are there."""
+        if not any(item is UNKNOWN for item in inputs.values()):
+            self._waits_for = missing(self.config, **inputs)
 
     def skip(self, name: str, why: str) -> None:
         """Note that a run would leave the step out."""

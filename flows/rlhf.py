@@ -10,6 +10,7 @@ from prefect import flow
 from flows.journal import Journal, RunSummary, Walker, log
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import GateFailed
+from tasks.ask_people import ask_people, missing_rankings
 from tasks.evaluate import evaluate
 from tasks.feedback import feedback
 from tasks.ingest import ingest
@@ -96,6 +97,10 @@ def chain(config: PipelineConfig, journal: Walker) -> None:
         base = journal.run(pretrain, corpus=tables["corpus"])
     tuned = journal.run(sft, base=base.model, demonstrations=demonstrations, prompts=prompts)
     sampled = journal.run(sample, model=tuned.model, prompts=prompts)
+    if config.feedback.source == "page":
+        journal.ask(
+            ask_people, missing_rankings, sampled=sampled.tables["candidates"], prompts=prompts
+        )
     said = journal.run(
         feedback,
         sampled=sampled.tables["candidates"],

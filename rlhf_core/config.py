@@ -270,13 +270,35 @@ class Sample(Section):
     batch_size: PositiveInt = Field(512, description="Texts decoded at once.")
 
 
+class PageServer(Section):
+    """Where the ranking page listens."""
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on; one that is reachable from elsewhere needs TLS files or "
+        "a public_url.",
+    )
+    port: int = Field(8317, ge=0, le=65_535, description="Port; 0 takes any that is free.")
+    tls_cert: str | None = Field(None, description="PEM file of the certificate (chain).")
+    tls_key: str | None = Field(None, description="PEM file of the certificate's private key.")
+    public_url: str | None = Field(
+        None,
+        description="https://NAME under which people reach the page, through a proxy or by the "
+        "TLS files.",
+    )
+
+
+AnnotatorName = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]{0,62}\S)?$")]
+
+
 class Feedback(Section):
     """Who ranks the texts."""
 
-    source: Literal["simulated", "file"] = Field(
+    source: Literal["simulated", "file", "page"] = Field(
         "simulated",
         description="simulated: annotators of the demo world rank the samples. file: rankings of "
-        "ingest and of `files`.",
+        "ingest and of `files`. page: people rank the samples in their browser; those of `file` "
+        "count too.",
     )
     files: list[Source] = Field(
         [],
@@ -287,10 +309,56 @@ class Feedback(Section):
         1,
         description="simulated: how many of them rank nearly at random; one is always careful.",
     )
-    rankings_per_prompt: PositiveInt = Field(2, description="simulated: annotators per prompt.")
+    rankings_per_prompt: PositiveInt = Field(
+        2,
+        description="simulated: annotators per prompt. page: people asked per prompt, all where "
+        "they are fewer.",
+    )
     max_rejected_share: Share = Field(
         0.01, description="Share of bad ranking rows above which the run stops."
     )
+    annotators: list[AnnotatorName] = Field(
+        ["annotator"],
+        min_length=1,
+        description="page: names of the people; each gets a link of their own.",
+        json_schema_extra=RUNTIME,  # the key holds the digest of what they said
+    )
+    guidelines: str = Field(
+        "",
+        max_length=50_000,
+        description="page: what people should know before they rank, in Markdown.",
+        json_schema_extra=RUNTIME,
+    )
+    repeat_share: Share = Field(
+        0.05,
+        description="page: share of a person's prompts that come back to them, to measure how "
+        "consistent they are; the second ranking is not trained on.",
+        json_schema_extra=RUNTIME,
+    )
+    wait: Literal["poll", "none"] = Field(
+        "poll",
+        description="page: poll serves the page and waits until enough has come; none takes what "
+        "has come.",
+        json_schema_extra=RUNTIME,
+    )
+    min_rankings: PositiveInt | None = Field(
+        None,
+        description="poll: rankings after which the run goes on; null: when everybody is through.",
+        json_schema_extra=RUNTIME,
+    )
+    timeout_minutes: PositiveFloat = Field(
+        24 * 60.0,
+        description="poll: minutes after which the run stops, if too few rankings have come; they "
+        "are kept.",
+        json_schema_extra=RUNTIME,
+    )
+    server: PageServer = Field(PageServer(), json_schema_extra=RUNTIME)
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> "Feedback":
+        if len({name.casefold() for name in self.annotators}) != len(self.annotators):
+            raise ValueError(f"annotators must be different names, got {self.annotators}")
+        return self
 
 
 class Rate(Section):

@@ -1,7 +1,8 @@
 """Feedback: what people, files or simulated annotators say about texts, next to the texts."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ import pyarrow as pa
 from rlhf_core.config import PipelineConfig, Source
 from rlhf_core.errors import InputError
 from rlhf_core.records import TableArtifact
+from tasks.ranking_page.answers import Event, answers_path, read_answers, standing
 from tasks.ranking_tables import CandidateBook, RankingBook, lines_of
 from tasks.readers import Ranking, Rejected, SourceReader, digest_sources, source_names
+from tasks.splits import REWARD_SPLITS
 from tasks.step import StepRun, step
 from tasks.tables import TABLES, digest_id, to_arrow
 
@@ -20,11 +23,13 @@ if TYPE_CHECKING:
 
     from tasks.demo_world import Annotator
 
-REWARD_SPLITS = ("reward", "reward_heldout")
 
-
-def external(config: PipelineConfig) -> dict[str, str]:
+def external(config: PipelineConfig, num_events: int | None = None) -> dict[str, str]:
     """Name -> content of the files of rankings; for simulated annotators the world's version.
+
+    Args:
+        config: `feedback`, `name` and `paths` are read.
+        num_events: only so many of the first answers of the ranking page count; None: all.
 
     Raises:
         InputError: a file is not there, or files are given where nothing would read them.
@@ -39,7 +44,22 @@ def external(config: PipelineConfig) -> dict[str, str]:
                 "set feedback.source: file"
             )
         return {"demo_world": f"version {WORLD_VERSION}"}
-    return digest_sources(_ranking_sources(config), Path(config.paths.data))
+    files = digest_sources(_ranking_sources(config), Path(config.paths.data))
+    if settings.source == "page":
+        return {**files, _ANSWERS: read_answers(answers_path(config), num_events).digest}
+    return files
+
+
+_ANSWERS = "answers of the ranking page"
+
+
+def _num_events(said: Mapping[str, str]) -> int | None:
+    return int(said[_ANSWERS].split()[0]) if _ANSWERS in said else None
+
+
+def unchanged(config: PipelineConfig, said: dict[str, str]) -> bool:
+    """Whether all that `external` saw is still there; answers that came later are for later."""
+    return external(config, _num_events(said)) == said
 
 
 def _ranking_sources(config: PipelineConfig) -> list[Source]:
@@ -52,7 +72,7 @@ def _ranking_sources(config: PipelineConfig) -> list[Source]:
     return [source.model_copy(update={"role": "rankings"}) for source in config.feedback.files]
 
 
-@step(version=2, sections=("feedback", "seed"), external=external)
+@step(version=2, sections=("feedback", "seed"), external=external, unchanged=unchanged)
 def feedback(
     run: StepRun,
     *,
@@ -65,7 +85,7 @@ def feedback(
 
     `simulated`: annotators of the demo world rank the samples. `file`: the rankings that ingest
     imported and those of `feedback.files`; a text that was sampled too stays the sample, which has
-    its tokens and log-probabilities.
+    its tokens and log-probabilities. `page`: the same, and what people said on the ranking page.
 
     Raises:
         InputError: a file cannot be used or has too many bad rows, or there is no ranking at all.
@@ -89,6 +109,8 @@ def feedback(
         files = _ranking_sources(run.config)
         for source, name in zip(files, source_names(files), strict=True):
             rejected += _read_file(run, source, name, known, book)
+        if run.config.feedback.source == "page":
+            _add_answers(run, known, book)
     if not book.rows:
         raise InputError(_what_to_do_without_rankings(run.config))
     _publish(run, samples, book, rejected)
@@ -173,6 +195,58 @@ def _add_imported(book: RankingBook, candidates: "pd.DataFrame", rankings: "pd.D
         book.add_row(record)
 
 
+def _add_answers(run: StepRun, known_prompts: set[str], book: RankingBook) -> None:
+    """Rankings from the page, also of texts that an earlier model wrote for a known prompt."""
+    said = read_answers(answers_path(run.config), _num_events(run.external))
+    answers = standing(said.events)
+    first = {(e.annotator, e.item_id): e for e in answers if e.kind == "ranking" and e.round == 0}
+    num_unknown = 0
+    for event in first.values():
+        if event.prompt_id not in known_prompts:
+            num_unknown += 1
+            continue
+        ids = [
+            book.candidates.add_row(event.prompt_id, key, said.texts[key][1], "page:earlier")
+            for key in event.shown_order
+        ]
+        book.add_row(
+            {
+                "ranking_id": digest_id("page", event.answer_id),
+                "prompt_id": event.prompt_id,
+                "candidate_ids": ids,
+                "ranks": list(event.ranks().values()),
+                "scores": None,
+                "annotator": event.annotator,
+                "source": "page",
+                "shown_order": ids,
+                "seconds": event.seconds,
+                "created_at": event.created_at,
+            }
+        )
+    again = [(first[e.annotator, e.item_id], e) for e in answers if e.round == 1]
+    agreed = [same for pair in again if pair[1].kind == "ranking" for same in _same_order(*pair)]
+    share = sum(agreed) / len(agreed) if agreed else None
+    run.fact("page_skips", sum(event.kind == "skip" for event in answers))
+    run.fact("page_notes", sum(bool(event.note) for event in answers))
+    run.fact("page_rankings_of_unknown_prompts", num_unknown)
+    run.fact("page_repeated_pairs", len(agreed))
+    run.fact("page_repeated_pairs_agree", share)
+    if num_unknown:
+        run.log(f"{num_unknown} rankings of the page are of prompts that no source of ingest has")
+    if share is not None:
+        run.log(f"who ranked two texts twice said the same in {share:.0%} of {len(agreed)} pairs")
+
+
+def _same_order(first: Event, again: Event) -> Iterator[bool]:
+    before, after = first.ranks(), again.ranks()
+    for a, b in combinations(before, 2):
+        yield _sign(before[a] - before[b]) == _sign(after[a] - after[b])
+
+
+def _sign(difference: float) -> int:
+    return (difference > 0) - (difference < 0)
+
+
 def _records(table: str, frame: "pd.DataFrame") -> list[dict[str, Any]]:
     """Rows as plain data; token ids and log-probabilities are left where they are."""
     arrow = to_arrow(table, frame)
@@ -202,6 +276,11 @@ def _read_file(
 
 
 def _what_to_do_without_rankings(config: PipelineConfig) -> str:
+    if config.feedback.source == "page":
+        return (
+            "there are no rankings yet: nobody has ranked a text on the ranking page; serve it "
+            "with rlhf rank, or let the run wait with feedback.wait: poll"
+        )
     if config.feedback.source == "file":
         return (
             "there are no rankings: add a source of role rankings to ingest.sources or a file to "

@@ -12,6 +12,9 @@ from tasks.tables import digest_id
 SPLITS: tuple[Split, ...] = get_args(Split)
 """All splits, in the order in which their shares are laid out on [0, 1)."""
 
+REWARD_SPLITS: tuple[Split, ...] = ("reward", "reward_heldout")
+"""Those whose prompts are sampled for people to rank."""
+
 _SHOWN_CHARACTERS = 80
 
 

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 External = Callable[[PipelineConfig], dict[str, str]]
+Unchanged = Callable[[PipelineConfig, dict[str, str]], bool]
 
 
 class Outcome(NamedTuple):
@@ -115,6 +116,7 @@ class Step:
     version: int
     sections: tuple[str, ...]
     external: External | None
+    unchanged: Unchanged | None
     cached: bool
     retries: int
     options: dict[str, Any] = field(default_factory=dict)
@@ -215,6 +217,11 @@ class Step:
         call.result = found
         return _as_cached(found)
 
+    def _is_unchanged(self, config: PipelineConfig, external: dict[str, str]) -> bool:
+        if self.unchanged is not None:
+            return self.unchanged(config, external)
+        return self.external is None or self.external(config) == external
+
     def _build(
         self, call: _Call, ingredients: Ingredients, store: ArtifactStore, *, replace: bool
     ) -> StepResult | None:
@@ -224,11 +231,11 @@ class Step:
         key = ingredients.key
         out = store.begin(self.name, key)
         config = restrict(call.config, self.name, self.sections)
-        run = StepRun(self.name, key, config, store, out)
+        run = StepRun(self.name, key, config, store, out, ingredients.external)
         began, started = datetime.now(UTC), time.monotonic()
         try:
             self.body(run, **call.inputs)
-            if self.external is not None and self.external(call.config) != ingredients.external:
+            if not self._is_unchanged(call.config, ingredients.external):
                 raise InputError(
                     f"a file that step {self.name} reads has changed meanwhile; run again"
                 )
@@ -260,6 +267,7 @@ def step(
     version: int,
     sections: tuple[str, ...],
     external: External | None = None,
+    unchanged: Unchanged | None = None,
     cached: bool = True,
     retries: int = 2,
 ) -> Callable[[Callable[..., Any]], Step]:
@@ -270,12 +278,14 @@ def step(
         sections: the dotted parts of the configuration that the body may read; all of them are in
             the key.
         external: content digests of what the body reads outside the store, by name.
+        unchanged: whether what `external` said when the step began still holds as it ends; without
+            it, `external` must say the same again.
         cached: False for a step that always runs and publishes no artifact.
         retries: attempts after the first one, for faults that may pass.
     """
 
     def decorate(body: Callable[..., Any]) -> Step:
-        return Step(body.__name__, body, version, sections, external, cached, retries)
+        return Step(body.__name__, body, version, sections, external, unchanged, cached, retries)
 
     return decorate
 

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,15 +31,23 @@ class StepRun:
         store: where inputs are read from.
         out: the folder that is published when the body returns; None for a step that is never
             cached.
+        external: what the key has of things outside the store, by name.
     """
 
     def __init__(
-        self, step: str, key: str, config: PipelineConfig, store: ArtifactStore, out: Path | None
+        self,
+        step: str,
+        key: str,
+        config: PipelineConfig,
+        store: ArtifactStore,
+        out: Path | None,
+        external: Mapping[str, str] | None = None,
     ) -> None:
         self.step = step
         self.key = key
         self.config = config
         self.store = store
+        self.external = external or {}
         self.notes: dict[str, Any] = {}
         self._out = out
         self._tables: dict[str, TableArtifact] = {}

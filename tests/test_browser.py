@@ -1,0 +1,273 @@
+"""The ranking page in a real browser: what a person does by mouse, keys and finger is what counts.
+
+`make browser`; needs Chromium and chromedriver.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Screen, chromium
+from ranking_server import PageProcess, some_items
+from selenium.webdriver.common.keys import Keys
+from test_feedback import make_config, prompt_row, run_feedback, sample_row, table
+
+from tasks.ranking_page.queue import Item
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
+
+NASTY = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+
+def rankings_of(folder: Path, items: list[Item]) -> list[dict[str, Any]]:
+    """The Parquet table that the step feedback makes of what was said."""
+    config = make_config(folder, source="page", wait="none").model_copy(update={"name": "page"})
+    paths = config.paths.model_copy(update={"root": str(folder)})
+    config = config.model_copy(update={"paths": paths})
+    prompts = [prompt_row(item.prompt, "reward") for item in items]
+    samples = [
+        sample_row(item.prompt, n, text)
+        for item in items
+        for n, text in enumerate(item.texts.values())
+    ]
+    return table(config, run_feedback(config, prompts, samples), "rankings")
+
+
+def ranks_of(levels: list[set[str]]) -> dict[str, float]:
+    ranks: dict[str, float] = {}
+    for level in levels:
+        ranks |= dict.fromkeys(level, float(len(ranks) + 1))
+    return ranks
+
+
+def by_click(screen: Screen) -> list[set[str]]:
+    a, b, c, d = screen.ids()
+    for text in (c, a, d, b):
+        screen.card(text, ".text").click()
+    return [{c}, {a}, {d}, {b}]
+
+
+def by_click_with_tie(screen: Screen) -> list[set[str]]:
+    a, b, c, d = screen.ids()
+    for text in (d, b, c, a):
+        screen.card(text, ".letter").click()
+    screen.card(c, ".tie").click()
+    screen.card(a, ".up").click()
+    return [{d}, {a}, {b, c}]
+
+
+def by_drag(screen: Screen) -> list[set[str]]:
+    a, b, c, d = screen.ids()
+    screen.drag(b, screen.find("#ranking-section"))
+    screen.drag(a, screen.find(".level"), 0.1)
+    screen.drag(c, screen.card(b), 0.5)
+    screen.drag(d, screen.find(".level"), 0.95)
+    return [{a}, {d}, {b, c}]
+
+
+def by_drag_back(screen: Screen) -> list[set[str]]:
+    a, b, c, d = screen.ids()
+    for text in (a, b, c, d):
+        screen.card(text, ".text").click()
+    screen.drag(d, screen.find(".level"), 0.1)
+    screen.drag(a, screen.find("#tray-section"))
+    assert screen.ids() == [a]
+    screen.card(a, ".text").click()
+    return [{d}, {b}, {c}, {a}]
+
+
+def by_keys(screen: Screen) -> list[set[str]]:
+    a, b, c, d = screen.ids()
+    screen.keys("b", "a", "d", "c", Keys.ARROW_UP, Keys.ARROW_UP)
+    return [{b}, {c}, {a}, {d}]
+
+
+def by_keys_with_ties(screen: Screen) -> list[set[str]]:
+    a, b, c, d = screen.ids()
+    screen.keys("c", "b")
+    screen.chord(Keys.SHIFT, "a")
+    screen.keys("d", "=", "b", "b")
+    return [{c}, {a, d}, {b}]
+
+
+def by_tab(screen: Screen) -> list[set[str]]:
+    """Tab and Enter only: from the prompt to the first letter, again and again."""
+    a, b, c, d = screen.ids()
+    screen.keys(Keys.TAB, Keys.ENTER)
+    for text in (b, c, d):
+        screen.driver.execute_script("document.getElementById('work').focus()")
+        screen.keys(Keys.TAB, Keys.ENTER)
+        assert {text} in screen.levels()
+    return [{a}, {b}, {c}, {d}]
+
+
+def by_tap(screen: Screen) -> list[set[str]]:
+    a, b, c, d = screen.ids()
+    for text in (d, c, a, b):
+        screen.tap(screen.card(text, ".text"))
+    return [{d}, {c}, {a}, {b}]
+
+
+def by_finger_drag(screen: Screen) -> list[set[str]]:
+    a, b, c, d = screen.ids()
+    for text in (a, b):
+        screen.tap(screen.card(text, ".letter"))
+    screen.drag_by_finger(c, screen.find(".level"), 0.1)
+    screen.drag_by_finger(d, screen.card(b), 0.5)
+    return [{c}, {a}, {b, d}]
+
+
+WAYS = [
+    by_click, by_click_with_tie, by_drag, by_drag_back, by_keys, by_keys_with_ties, by_tab, by_tap,
+    by_finger_drag,
+]  # fmt: skip
+KEYS = (by_keys, by_keys_with_ties, by_tab)
+
+
+def test_twenty_prompts_by_mouse_keys_and_finger_end_in_the_table_as_they_were_ranked(
+    tmp_path: Path,
+) -> None:
+    items = some_items(20)
+    prompts = {item.prompt: item.prompt_id for item in items}
+    wanted: dict[str, tuple[dict[str, float], list[str]]] = {}
+    skipped: set[str] = set()
+    settings: dict[str, Any] = {"annotators": ["Ada"], "repeat_share": 0, "guidelines": "Be *fair*"}
+    page = PageProcess(tmp_path, items, **settings)
+    try:
+        with chromium() as driver:
+            screen = Screen(driver)
+            screen.open(page.links["Ada"])
+            assert driver.current_url == f"{page.url}/", "the token is gone from the address"
+            for number in range(20):
+                prompt = prompts[screen.text("#prompt")]
+                shown = screen.ids()
+                if number in (4, 13):
+                    screen.skip("unclear_prompt")
+                    skipped.add(prompt)
+                    continue
+                way = WAYS[number % len(WAYS)]
+                levels = way(screen)
+                assert screen.levels() == levels, way.__name__
+                if number in (7, 15):  # SIGKILL, then the same page goes on
+                    page.kill()
+                    screen.find("#submit").click()
+                    screen.until("return !document.getElementById('notice').hidden")
+                    assert "Not saved yet" in screen.text("#notice")
+                    before = screen.count()
+                    page = PageProcess(tmp_path, items, page.port, **settings)
+                    screen.until(
+                        f"return document.getElementById('mine-count').textContent !== '{before}'"
+                    )
+                elif way in KEYS:
+                    screen.submit_by_keys()
+                else:
+                    screen.submit()
+                wanted[prompt] = ranks_of(levels), shown
+                if number == 10:  # taken back, and ranked the other way round
+                    screen.undo()
+                    assert screen.levels() == levels
+                    last = next(iter(levels[-1]))
+                    for _ in levels:  # once to part it from the text beside it, then up
+                        screen.card(last, ".up").click()
+                    wanted[prompt] = ranks_of(screen.levels()), shown
+                    assert wanted[prompt][0][last] == 1.0
+                    screen.submit()
+            assert "All done" in screen.text("#done")
+            assert screen.complaints() == []
+    finally:
+        page.close()
+    rows = rankings_of(tmp_path, items)
+    assert {row["prompt_id"] for row in rows} == set(wanted)
+    assert skipped.isdisjoint(wanted)
+    assert len(rows) == len(wanted) == 18
+    for row in rows:
+        ranks = dict(zip(row["candidate_ids"], row["ranks"], strict=True))
+        assert (ranks, list(row["shown_order"])) == wanted[row["prompt_id"]]
+        assert row["annotator"] == "Ada"
+        assert 0 < row["seconds"] < 3600
+    assert any(len(set(row["ranks"])) < 4 for row in rows), "some are ties"
+
+
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1280, False), (1280, True), (390, False), (390, True)]
+)
+def test_axe_finds_no_fault(width: int, dark: bool, tmp_path: Path) -> None:
+    axe = files("axe_core_python").joinpath("axe.min.js").read_text()
+    run = "axe.run().then((found) => arguments[0](found.violations))"
+
+    def faults() -> list[str]:
+        driver.execute_script(axe)
+        return [f"{v['id']} ({v['impact']}): {v['help']}" for v in driver.execute_async_script(run)]
+
+    with (
+        PageProcess(tmp_path, some_items(3), annotators=["Ada"], guidelines="- Be *fair*") as page,
+        chromium(width, 844, dark=dark) as driver,
+    ):
+        screen = Screen(driver)
+        driver.get(page.links["Ada"])
+        screen.until("return document.getElementById('guidelines').open")
+        assert faults() == []
+        screen.find("#guidelines button").click()
+        assert faults() == []
+        a, b, _, _ = screen.ids()
+        for text in (a, b):
+            screen.card(text, ".letter").click()
+        screen.card(b, ".tie").click()
+        assert faults() == []
+        screen.find("#skip").click()
+        assert faults() == []
+        script = "document.getElementById('person').outerHTML = '<img src=icon.svg>'"
+        driver.execute_script(script)
+        assert faults(), "axe does look"
+
+
+def test_a_script_in_a_text_is_text(tmp_path: Path) -> None:
+    texts = {"1": NASTY, "2": "{{ 7 * 7 }}", "3": ""}
+    items = [Item("p", f"Prompt {NASTY}", texts)]
+    with (
+        PageProcess(tmp_path, items, annotators=[NASTY[:64]], guidelines=NASTY) as page,
+        chromium() as driver,
+    ):
+        screen = Screen(driver)
+        screen.open(next(iter(page.links.values())))
+        assert screen.text("#prompt") == f"Prompt {NASTY}"
+        assert screen.card("1", ".text").text == NASTY
+        assert screen.card("2", ".text").text == "{{ 7 * 7 }}"
+        assert "empty" in screen.card("3", ".text").text
+        assert NASTY[:40] in screen.text("#guidelines-text")
+        assert driver.title == "page · ranking"
+        assert not driver.find_elements("css selector", "img, .text script, dialog script")
+
+
+def test_two_tabs_and_a_reload(tmp_path: Path) -> None:
+    items = some_items(3)
+    with (
+        PageProcess(tmp_path, items, annotators=["Ada", "Ben"], repeat_share=0) as page,
+        chromium() as driver,
+    ):
+        screen = Screen(driver)
+        screen.open(page.links["Ada"])
+        first = driver.current_window_handle
+        levels = by_click(screen)
+        driver.refresh()
+        screen.until("return document.querySelectorAll('#ranking .level').length === 4")
+        assert screen.levels() == levels, "what was ranked outlives a reload"
+        driver.switch_to.new_window("tab")
+        screen.open(f"{page.url}/")  # signed in by the cookie
+        by_click(screen)
+        screen.submit()
+        driver.switch_to.window(first)
+        screen.submit()
+        assert "another tab" in screen.text("#notice")
+        assert screen.count() == "You 1 of 3"
+        driver.switch_to.new_window("tab")
+        screen.open(page.links["Ben"])
+        driver.switch_to.window(first)
+        by_click(screen)
+        screen.find("#submit").click()
+        screen.until("return document.getElementById('work').hidden")
+        assert "signed in as Ben" in screen.text("#notice")
+        driver.get(f"{page.url}/#{'0' * 64}")
+        screen.until("return document.getElementById('notice').textContent.includes('not valid')")
+    assert len(rankings_of(tmp_path, items)) == 1
