@@ -98,9 +98,11 @@ class Journal:
         return result
 
     def ask(self, step: Any, missing: Callable[..., str], **inputs: Any) -> None:
-        """Call a step that waits for people, unless it has nothing to wait for."""
+        """Wait for people, unless there is nothing to wait for."""
         if missing(self.config, **inputs):
-            step(self.config, **inputs)
+            from flows.waiting import wait_for_people
+
+            wait_for_people(self.config, step, missing, **inputs)
 
     def skip(self, name: str, why: str) -> None:
         """Note that this run has no use for a step."""

@@ -1,18 +1,18 @@
 """`rlhf rank`: serve the ranking page of a run whose texts are there, without running anything."""
 
 import time
-from contextlib import closing
 from typing import Any
 
+from flows.local_server import server_is_configured
 from flows.plan import Planner
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
-from rlhf_core.records import StepResult
-from tasks.ask_people import POLL_SECONDS, items_to_rank
+from rlhf_core.records import StepResult, TableArtifact
+from tasks.ask_people import POLL_SECONDS, asking, items_to_rank
 from tasks.progress import progress
-from tasks.ranking_page.answers import Answers, answers_path
-from tasks.ranking_page.queue import make_queue
-from tasks.ranking_page.server import serve_page
+
+RESUME_SECONDS = 10.0
+"""Between two looks for runs that wait for what people say here."""
 
 
 class _Finder(Planner):
@@ -27,18 +27,12 @@ class _Finder(Planner):
         return found
 
 
-def rank(config: PipelineConfig) -> int:
-    """Serve the page until Ctrl-C; returns the exit code.
+def texts_to_rank(config: PipelineConfig) -> dict[str, TableArtifact]:
+    """`sampled` and `prompts` of a recipe, as `items_to_rank` takes them.
 
     Raises:
-        InputError: nothing would read the answers, the texts are not there yet, or the page cannot
-            be served.
+        InputError: the texts are not there yet.
     """
-    if config.feedback.source != "page":
-        raise InputError(
-            f"feedback.source is {config.feedback.source}, so no run would read what people say; "
-            "set feedback.source: page in the recipe (or --set feedback.source=page)"
-        )
     from flows.rlhf import chain
 
     finder = _Finder(config)
@@ -49,25 +43,53 @@ def rank(config: PipelineConfig) -> int:
             "there are no texts to rank yet: this recipe's step sample is not finished; rlhf run "
             "comes to it, and rlhf plan says what is missing"
         )
-    items = items_to_rank(
-        config, sampled=sampled.tables["candidates"], prompts=ingested.tables["prompts"]
-    )
-    with (
-        serve_page(config, items) as serving,
-        closing(Answers(answers_path(config))) as answers,
-    ):
-        queue = make_queue(config, items, answers)
+    return {"sampled": sampled.tables["candidates"], "prompts": ingested.tables["prompts"]}
+
+
+def rank(config: PipelineConfig) -> int:
+    """Serve the page until Ctrl-C, and let runs that wait go on; returns the exit code.
+
+    Raises:
+        InputError: nothing would read the answers, the texts are not there yet, or the page cannot
+            be served.
+    """
+    if config.feedback.source != "page":
+        raise InputError(
+            f"feedback.source is {config.feedback.source}, so no run would read what people say; "
+            "set feedback.source: page in the recipe (or --set feedback.source=page)"
+        )
+    items = items_to_rank(config, **texts_to_rank(config))
+    with asking(config, items) as people:
         print(f"{len(items)} prompts to rank; each person has a link of their own:")
-        for name, link in serving.links().items():
+        for name, link in people.links.items():
             print(f"  {name}: {link}")
         print("Ctrl-C ends it; what people have said stays.", flush=True)
+        looked = 0.0
         try:
-            with progress("rank", "people rank", queue.target * len(items), "rankings") as bar:
+            with progress("rank", "people rank", people.wanted, "rankings") as bar:
                 while True:
-                    bar.update(queue.num_rankings())
+                    bar.update(people.num_rankings())
+                    if time.monotonic() - looked > RESUME_SECONDS and not people.missing():
+                        _resume_waiting(config.name)
+                        looked = time.monotonic()
                     time.sleep(POLL_SECONDS)
-                    answers.refresh()
+                    people.refresh()
         except KeyboardInterrupt:
-            answers.refresh()
-    print(f"{queue.num_rankings()} rankings of {len(items)} prompts are kept in {answers.path}")
+            people.refresh()
+        print(
+            f"{people.num_rankings()} rankings of {len(items)} prompts are kept in "
+            f"{people.queue.answers.path}"
+        )
     return 0
+
+
+def _resume_waiting(name: str) -> None:
+    if not server_is_configured():
+        return
+    from flows.local_run import prepare_prefect, say
+
+    prepare_prefect()
+    from flows.waiting import resume_ready
+
+    for run in resume_ready(name):
+        say(f"enough rankings have come: {run} goes on")

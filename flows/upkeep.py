@@ -1,4 +1,4 @@
-"""`rlhf gc` as a flow, for a schedule."""
+"""What a schedule does between runs: `rlhf gc`, and waking runs that wait for people."""
 
 from pathlib import Path
 from typing import Annotated
@@ -61,3 +61,17 @@ def collect(
     if failed := [item for item in done if item.failed]:
         raise NotCollected(f"{len(failed)} folders: {failed[0].place}: {failed[0].why}")
     return freed
+
+
+@flow(name="rlhf-resume", flow_run_name="resume · runs that wait for people")
+def resume_waiting() -> list[str]:
+    """Let every suspended run go on that has enough rankings.
+
+    Returns:
+        Their names.
+    """
+    from flows.waiting import resume_ready
+
+    resumed = resume_ready()
+    get_run_logger().info(f"{', '.join(resumed) or 'no run'} can go on")
+    return resumed

@@ -335,21 +335,29 @@ class Feedback(Section):
         "consistent they are; the second ranking is not trained on.",
         json_schema_extra=RUNTIME,
     )
-    wait: Literal["poll", "none"] = Field(
+    wait: Literal["none", "poll", "pause", "suspend"] = Field(
         "poll",
-        description="page: poll serves the page and waits until enough has come; none takes what "
-        "has come.",
+        description="page: what a run does until enough rankings have come. poll: serve the page "
+        "and wait. pause: the same, as Paused, with a form to decide in. suspend: end the process, "
+        "as Suspended, until rlhf rank, the deployment resume or the form lets the run go on; poll "
+        "where no deployment could. none: take what has come.",
         json_schema_extra=RUNTIME,
     )
     min_rankings: PositiveInt | None = Field(
         None,
-        description="poll: rankings after which the run goes on; null: when everybody is through.",
+        description="Rankings after which the run goes on; null: when everybody is through.",
+        json_schema_extra=RUNTIME,
+    )
+    min_rankings_per_prompt: PositiveInt | None = Field(
+        None,
+        description="Rankings that every prompt must have, besides; prompts that all have skipped "
+        "are not waited for.",
         json_schema_extra=RUNTIME,
     )
     timeout_minutes: PositiveFloat = Field(
         24 * 60.0,
-        description="poll: minutes after which the run stops, if too few rankings have come; they "
-        "are kept.",
+        description="Minutes after which a run that waits stops, if too few rankings have come; "
+        "they are kept.",
         json_schema_extra=RUNTIME,
     )
     server: PageServer = Field(PageServer(), json_schema_extra=RUNTIME)

@@ -1,9 +1,11 @@
-"""People rank the samples: the ranking page is served until enough has come."""
+"""People rank the samples: what they are shown, where, and whether enough has come."""
 
 import time
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import Feedback, PipelineConfig
 from rlhf_core.errors import InputError
 from rlhf_core.records import TableArtifact
 from tasks.progress import console
@@ -19,43 +21,27 @@ POLL_SECONDS = 0.5
 def ask_people(run: StepRun, *, sampled: TableArtifact, prompts: TableArtifact) -> None:
     """Serve the page until the conditions of `feedback` hold; publish nothing.
 
-    The links go to the console and not into the log, which others may read: who has a link answers
-    in its owner's name.
-
     Raises:
         InputError: there is nothing to rank, the page cannot be served, or too little has come
             within `feedback.timeout_minutes`.
     """
-    from tasks.ranking_page.server import serve_page
-
-    settings = run.config.feedback
     items = items_to_rank(run.config, sampled=sampled, prompts=prompts)
-    deadline = time.monotonic() + 60 * settings.timeout_minutes
-    with (
-        serve_page(run.config, items) as serving,
-        closing(Answers(answers_path(run.config))) as answers,
-    ):
-        queue = make_queue(run.config, items, answers)
+    deadline = time.monotonic() + 60 * run.config.feedback.timeout_minutes
+    with asking(run.config, items) as people:
         run.log(
-            f"{len(items)} prompts are to be ranked at {serving.url}; each person has a link of "
+            f"{len(items)} prompts are to be ranked at {people.url}; each person has a link of "
             "their own"
         )
-        for name, link in serving.links().items():
-            console().print(f"  {name}: {link}", markup=False, soft_wrap=True)
-        total = _wanted(queue, settings.min_rankings)
-        with run.progress("people rank", total, "rankings") as bar:
-            while missing := _missing(queue, settings.min_rankings):
+        people.show_links()
+        with run.progress("people rank", people.wanted, "rankings") as bar:
+            while missing := people.missing():
                 if time.monotonic() > deadline:
-                    raise InputError(
-                        f"feedback: {missing} after {settings.timeout_minutes:g} minutes "
-                        "(feedback.timeout_minutes); they are kept: run again to wait on, or go on "
-                        "with them by feedback.wait: none"
-                    )
-                bar.update(queue.num_rankings())
+                    raise InputError(too_late(run.config, missing))
+                bar.update(people.num_rankings())
                 time.sleep(POLL_SECONDS)
-                answers.refresh()
-            bar.update(queue.num_rankings())
-    run.log(f"people have given {queue.num_rankings()} rankings; the run goes on")
+                people.refresh()
+            bar.update(people.num_rankings())
+        run.log(f"people have given {people.num_rankings()} rankings; the run goes on")
 
 
 def missing_rankings(
@@ -70,7 +56,67 @@ def missing_rankings(
         return ""
     items = items_to_rank(config, sampled=sampled, prompts=prompts)
     with closing(Answers(answers_path(config))) as answers:
-        return _missing(make_queue(config, items, answers), config.feedback.min_rankings)
+        return _missing(make_queue(config, items, answers), config.feedback)
+
+
+def too_late(config: PipelineConfig, missing: str) -> str:
+    """What to say when `feedback.timeout_minutes` are over."""
+    return (
+        f"feedback: {missing} after {config.feedback.timeout_minutes:g} minutes "
+        "(feedback.timeout_minutes); they are kept: run again to wait on, or go on with them by "
+        "feedback.wait: none"
+    )
+
+
+@dataclass(frozen=True)
+class Asking:
+    """People at the page, and how far they are.
+
+    Attributes:
+        url: where the page is.
+        links: person -> link of their own; who has it answers in that person's name.
+    """
+
+    url: str
+    links: Mapping[str, str]
+    queue: Queue
+    settings: Feedback
+
+    def refresh(self) -> None:
+        """Take in what has been said since."""
+        self.queue.answers.refresh()
+
+    def missing(self) -> str:
+        """What is still waited for; empty when it is enough."""
+        return _missing(self.queue, self.settings)
+
+    def num_rankings(self) -> int:
+        """Rankings that have come."""
+        return self.queue.num_rankings()
+
+    @property
+    def wanted(self) -> int:
+        """Rankings that are waited for, at most."""
+        return _wanted(self.queue, self.settings)
+
+    def show_links(self) -> None:
+        """Each person's link on the console, not in a log, which others may read."""
+        for name, link in self.links.items():
+            console().print(f"  {name}: {link}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def asking(config: PipelineConfig, items: list[Item]) -> Iterator[Asking]:
+    """Serve the page of a run while the block runs.
+
+    Raises:
+        InputError: the page cannot be served.
+    """
+    from tasks.ranking_page.server import serve_page
+
+    with serve_page(config, items) as serving, closing(Answers(answers_path(config))) as answers:
+        queue = make_queue(config, items, answers)
+        yield Asking(serving.url, serving.links(), queue, config.feedback)
 
 
 def items_to_rank(
@@ -99,12 +145,20 @@ def items_to_rank(
     return items
 
 
-def _wanted(queue: Queue, min_rankings: int | None) -> int:
+def _wanted(queue: Queue, settings: Feedback) -> int:
     everyone = queue.target * len(queue.items)
-    return everyone if min_rankings is None else min(min_rankings, everyone)
+    return everyone if settings.min_rankings is None else min(settings.min_rankings, everyone)
 
 
-def _missing(queue: Queue, min_rankings: int | None) -> str:
-    wanted, come = _wanted(queue, min_rankings), queue.num_rankings()
-    enough = min_rankings is not None and come >= min_rankings
-    return "" if enough or queue.complete() else f"{come} of {wanted} rankings"
+def _missing(queue: Queue, settings: Feedback) -> str:
+    if queue.complete():
+        return ""
+    wanted, come, least = (
+        _wanted(queue, settings),
+        queue.num_rankings(),
+        settings.min_rankings_per_prompt,
+    )
+    short = 0 if least is None else queue.num_short(least)
+    if come < wanted and (settings.min_rankings is not None or least is None):
+        return f"{come} of {wanted} rankings"
+    return f"{short} prompts with fewer than {least} rankings" if short else ""

@@ -147,6 +147,14 @@ class Queue:
         """Rankings of these items, without repetitions."""
         return sum(self.answers.num_rankings(key) for key in self.items)
 
+    def num_short(self, least: int) -> int:
+        """Items with fewer rankings than `least` that somebody is still to be asked about."""
+        return sum(
+            self.answers.num_rankings(key) < min(least, self.target)
+            and any(self._is_open(name, key) for name in self.annotators)
+            for key in self.items
+        )
+
     def complete(self) -> bool:
         """Whether nobody is left to ask; repetitions are not waited for."""
         return not any(self._open(name) for name in self.annotators)

@@ -1,0 +1,310 @@
+"""Runs that wait for people: paused, suspended, resumed by themselves or in the form."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ranking_server import Person
+from test_deployments import (
+    BIN,
+    PROJECT,
+    START_SECONDS,
+    Server,
+    process,
+    started_server,
+    tiny,
+)
+
+from tasks.reporting.lineage import load_run
+from tasks.step import open_store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+PEOPLE = ["Ada", "Ben"]
+DEMO_SECONDS = 1800
+Ranks = Callable[[str, str, Sequence[str]], Sequence[float]]
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started_server(tmp_path_factory.mktemp("waiting")) as server:
+        words = ("make", "-o", ".venv/.ready", "deploy", f"BIN={BIN}")
+        done = server.command(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield server
+
+
+@contextmanager
+def worker(server: Server) -> Iterator[None]:
+    words = ["prefect", "worker", "start", "--pool", "rlhf", "--name", "waiting"]
+    environment = {**server.environment, "RLHF_HOME": str(PROJECT)}
+    with process(words, server.folder / "worker.log", environment):
+        yield
+
+
+def of_people(folder: Path, **feedback: Any) -> dict[str, Any]:
+    """A tiny recipe that people rank for."""
+    page = {"source": "page", "annotators": PEOPLE, "server": {"port": 0}, "repeat_share": 0}
+    return tiny(folder, feedback={**page, **feedback})
+
+
+def wait_for(server: Server, run_id: str, state: str, seconds: float = START_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while (found := server.run(run_id))["state_name"] != state:
+        assert found["state_type"] not in ("FAILED", "CRASHED", "COMPLETED"), found["state"]
+        assert time.monotonic() < deadline, f"{found['state_name']}, not {state}"
+        time.sleep(0.3)
+
+
+@contextmanager
+def ranking_page(server: Server, config: Mapping[str, Any], log: Path) -> Iterator[dict[str, str]]:
+    """`rlhf rank` as a process; the block gets the links."""
+    recipe = log.with_suffix(".yaml")
+    recipe.write_text(yaml.safe_dump(dict(config)))
+    words = [sys.executable, "-u", "-m", "flows.command", "rank", str(recipe)]
+    with process(words, log, server.environment):
+        yield links_in(log, config["feedback"]["annotators"])
+
+
+def links_in(log: Path, people: Sequence[str]) -> dict[str, str]:
+    """The links that a log shows, once it does."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        lines = [line.strip() for line in log.read_text().splitlines()]
+        links = {
+            name: line.partition(": ")[2]
+            for line in lines
+            for name in people
+            if line.startswith(f"{name}: http")
+        }
+        if len(links) == len(people):
+            return links
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def rank_all(links: Mapping[str, str], ranks_of: Ranks) -> int:
+    """Everybody ranks all that they are asked, each in a thread of their own."""
+    counts = dict.fromkeys(links, 0)
+
+    def rank(name: str) -> None:
+        person = Person(links[name]).sign_in()
+        while (item := person.next()["item"]) is not None:
+            texts = item["texts"]
+            ranks = ranks_of(name, item["prompt"], [text["text"] for text in texts])
+            levels = [
+                [text["id"] for text, rank in zip(texts, ranks, strict=True) if rank == level]
+                for level in sorted(set(ranks))
+            ]
+            counts[name] += 1
+            body = person.ranking(item, f"{name}{counts[name]:020}", levels=levels)
+            answer = person.post("/api/answer", body)
+            assert answer.status_code == 200, answer.text
+
+    threads = [threading.Thread(target=rank, args=(name,)) for name in links]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts.values())
+
+
+def shortest_first(name: str, prompt: str, texts: Sequence[str]) -> list[float]:
+    return [float(sorted(texts, key=len).index(text)) for text in texts]
+
+
+def states(server: Server, run_id: str) -> dict[str, list[str]]:
+    """Step -> names of the states of its task runs, in their order."""
+    found: dict[str, list[str]] = {}
+    for one in sorted(server.of_run("task_runs", run_id), key=lambda one: one["created"]):
+        history = server.ask("GET", f"/task_run_states/?task_run_id={one['id']}").json()
+        found.setdefault(one["name"].partition(" ")[0], []).extend(s["name"] for s in history)
+    return found
+
+
+def test_a_suspended_run_is_ranked_and_goes_on_by_itself(deployed: Server, tmp_path: Path) -> None:
+    config = of_people(tmp_path, wait="suspend")
+    with worker(deployed):
+        run_id = deployed.start_run("rlhf/demo", {"config": config})
+        wait_for(deployed, run_id, "Suspended")
+    with worker(deployed), ranking_page(deployed, config, tmp_path / "rank.log") as links:
+        count = rank_all(links, shortest_first)
+        assert deployed.wait(run_id)["state_type"] == "COMPLETED"
+    assert "goes on" in (tmp_path / "rank.log").read_text()
+    found = states(deployed, run_id)
+    assert found["sft"][-1] == found["sample"][-1] == "Cached"
+    assert "Cached" not in found["rate"]
+    run = load_run(tmp_path / "runs" / "tiny")
+    rankings = open_store(run.config).open_table(run.results["feedback"].tables["rankings"])
+    assert len(rankings) == count
+    assert set(rankings["annotator"]) == set(PEOPLE)
+
+
+def children(process_id: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    mine = [pid for pid, parent in pairs if parent == process_id]
+    return [*mine, *(pid for child in mine for pid in children(child))]
+
+
+def kill(started: "subprocess.Popen[Any]") -> None:
+    """SIGKILL to a process and all that it has started."""
+    for process_id in [*children(started.pid), started.pid]:
+        os.kill(process_id, signal.SIGKILL)
+    started.wait()
+
+
+def test_what_is_decided_in_the_form_happens(deployed: Server, tmp_path: Path) -> None:
+    """As Prefect's button Resume sends it: wait on, go on with what is there, stop."""
+    config = of_people(tmp_path, wait="suspend", min_rankings=1_000_000)
+
+    def decide(run_id: str, decision: str | None) -> Any:
+        run_input = {} if decision is None else {"decision": decision}
+        answer = deployed.post(f"/flow_runs/{run_id}/resume", run_input=run_input)
+        assert answer.status_code in (200, 201), answer.text
+        return answer.json()
+
+    with worker(deployed):
+        run_id = deployed.start_run("rlhf/demo", {"config": config})
+        wait_for(deployed, run_id, "Suspended")
+        form = deployed.ask("GET", f"/flow_runs/{run_id}/input/suspended-people-0-schema").json()
+        assert form["required"] == ["decision"]
+        words = deployed.ask("GET", f"/flow_runs/{run_id}/input/suspended-people-0-description")
+        assert "0 of" in words.json()
+        for wrong in (None, "maybe"):
+            assert decide(run_id, wrong)["status"] == "REJECT"
+        decide(run_id, "wait on")
+        wait_for(deployed, run_id, "Running")
+        wait_for(deployed, run_id, "Suspended")
+        with ranking_page(deployed, config, tmp_path / "rank.log") as links:
+            count = rank_all({"Ada": links["Ada"]}, shortest_first)
+            decide(run_id, "go on")
+            assert deployed.wait(run_id)["state_type"] == "COMPLETED"
+        other = deployed.start_run("rlhf/demo", {"config": {**config, "seed": 1}})
+        wait_for(deployed, other, "Suspended")
+        decide(other, "stop")
+        found = deployed.wait(other)
+    assert found["state_type"] == "FAILED"
+    assert "stopped in the form" in found["state"]["message"]
+    run = load_run(tmp_path / "runs" / "tiny")
+    assert run.results["feedback"].tables["rankings"].num_rows == count
+
+
+def test_the_deployment_resume_wakes_who_has_enough(deployed: Server, tmp_path: Path) -> None:
+    """The page is served without a server's address; the run was killed while it was suspended."""
+    config = of_people(tmp_path, wait="suspend", min_rankings=3)
+    environment = {k: v for k, v in deployed.environment.items() if k != "PREFECT_API_URL"}
+    words = ["prefect", "worker", "start", "--pool", "rlhf", "--name", "doomed"]
+    doomed = subprocess.Popen(
+        words,
+        cwd=PROJECT,
+        env={**deployed.environment, "RLHF_HOME": str(PROJECT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    run_id = deployed.start_run("rlhf/demo", {"config": config})
+    wait_for(deployed, run_id, "Suspended")
+    kill(doomed)
+    lonely = deployed._replace(environment=environment)
+    with worker(deployed):
+        with ranking_page(lonely, config, tmp_path / "rank.log") as links:
+            before = deployed.start_run("rlhf-resume/resume", {})
+            assert deployed.wait(before)["state_type"] == "COMPLETED"
+            assert deployed.run(run_id)["state_name"] == "Suspended"
+            rank_all(links, shortest_first)
+        assert deployed.run(run_id)["state_name"] == "Suspended"
+        deployed.start_run("rlhf-resume/resume", {})
+        assert deployed.wait(run_id)["state_type"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_a_local_run_pauses_and_shows_the_links(
+    deployed: Server, tmp_path: Path, decided: bool
+) -> None:
+    config = of_people(tmp_path, wait="pause")
+    recipe, log = tmp_path / "recipe.yaml", tmp_path / "run.log"
+    recipe.write_text(yaml.safe_dump(config))
+    words = [sys.executable, "-u", "-m", "flows.command", "run", str(recipe)]
+    with process(words, log, deployed.environment):
+        links = links_in(log, PEOPLE)
+        if decided:
+            count = rank_all({"Ada": links["Ada"]}, shortest_first)
+            (paused,) = deployed.filter(
+                "flow_runs", flow_runs={"state": {"name": {"any_": ["Paused"]}}}
+            )
+            body = {"run_input": {"decision": "go on"}}
+            assert deployed.post(f"/flow_runs/{paused['id']}/resume", **body).status_code < 300
+        else:
+            count = rank_all(links, shortest_first)
+        report = tmp_path / "runs" / "tiny" / "run.json"
+        deadline = time.monotonic() + START_SECONDS
+        while not report.exists():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+    run = load_run(tmp_path / "runs" / "tiny")
+    assert run.results["feedback"].tables["rankings"].num_rows == count
+    assert "paused until enough have come" in log.read_text()
+    kept = [one["message"] for one in deployed.filter("logs", limit=200)]
+    assert any("paused until enough have come" in line for line in kept)
+    assert not any("/#" in line for line in kept), "a link is a key, and others read the log"
+
+
+def test_when_the_time_is_over_it_says_so_and_keeps_what_was_said(
+    deployed: Server, tmp_path: Path
+) -> None:
+    config = of_people(tmp_path, wait="suspend", timeout_minutes=0.2)
+    for how in ("pause", "poll"):
+        recipe = tmp_path / "recipe.yaml"
+        feedback = {**config["feedback"], "wait": how}
+        recipe.write_text(yaml.safe_dump({**config, "feedback": feedback}))
+        done = deployed.command(sys.executable, "-m", "flows.command", "run", str(recipe))
+        assert done.returncode == 2
+        assert "rankings after 0.2 minutes (feedback.timeout_minutes)" in done.stderr
+        assert "Traceback" not in done.stderr
+    with worker(deployed):
+        run_id = deployed.start_run("rlhf/demo", {"config": config})
+        found = deployed.wait(run_id)
+    assert found["state_type"] == "FAILED"
+    assert "never resumed" in found["state"]["message"]
+
+
+def test_the_world_s_people_make_the_demo_s_policy_better(deployed: Server, tmp_path: Path) -> None:
+    """The demo itself, ranked over HTTP by its annotators; the worker is killed meanwhile."""
+    people = {one.name: one for one in annotators(8, 0, 1)}
+    page = {"source": "page", "annotators": list(people), "server": {"port": 0}, "repeat_share": 0}
+    recipe = load_config(PROJECT / "deployments" / "configs" / "demo.yaml", []).model_dump()
+    config = {
+        **recipe,
+        "feedback": {**recipe["feedback"], **page, "wait": "suspend"},
+        "paths": tiny(tmp_path)["paths"],
+    }
+
+    def as_they_like(name: str, prompt: str, texts: Sequence[str]) -> Sequence[float]:
+        rng = ranking_rng(0, prompt, name)
+        return [float(rank) for rank in rank_texts(prompt, list(texts), people[name], rng)]
+
+    words = ["prefect", "worker", "start", "--pool", "rlhf", "--name", "doomed"]
+    environment = {**deployed.environment, "RLHF_HOME": str(PROJECT)}
+    doomed = subprocess.Popen(words, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL)
+    run_id = deployed.start_run("rlhf/demo", {"config": config})
+    wait_for(deployed, run_id, "Suspended", DEMO_SECONDS)
+    kill(doomed)
+    with worker(deployed), ranking_page(deployed, config, tmp_path / "rank.log") as links:
+        count = rank_all(links, as_they_like)
+        assert deployed.wait(run_id, DEMO_SECONDS)["state_type"] == "COMPLETED"
+    found = states(deployed, run_id)
+    assert found["sft"][-1] == found["sample"][-1] == "Cached"
+    run = load_run(tmp_path / "runs" / "demo")
+    assert run.results["feedback"].tables["rankings"].num_rows == count
+    facts = run.results["evaluate"].facts
+    print({name: facts[name] for name in facts if "win_rate" in name})
+    assert facts["ppo/task_win_rate_low"] > 0.7
