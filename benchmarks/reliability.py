@@ -1,9 +1,9 @@
 """Does it help to weigh annotators by reliability? The demo with ever more careless ones.
 
-    python -m benchmarks.reliability [--careless 1 6] [--seeds 0 1 2 3 4] [--set paths.root=DIR]
+    python -m benchmarks.reliability [--careless 2 12] [--seeds 0 1 2 3 4] [--set paths.root=DIR]
 
-Runs (or finds) the steps of the demo up to the reward model: for each number of careless annotators
-of eight, once with `rate.annotator_weights: none` and once with `reliability`, with the same texts
+Runs (or finds) the steps of the demo up to the reward model, with 16 annotators of whom 14 rank each
+prompt: for each number of careless ones, once with `rate.annotator_weights: none` and once with `reliability`, with the same texts
 and the same people. The reward model is judged on all pairs of the held-out prompts' texts whose
 gold score differs. Prints accuracies, and which share of the loss the weights recover: the ratio of
 the means over seeds, between the first number of careless annotators and each other.
@@ -33,6 +33,7 @@ from tasks.sft import sft
 from tasks.step import StepRun, open_store
 
 WEIGHTS = ("none", "reliability")
+PEOPLE = ["feedback.num_annotators=16", "feedback.rankings_per_prompt=14"]
 
 
 def accuracy(config: PipelineConfig) -> float:
@@ -97,17 +98,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--careless", type=int, nargs="+", default=[1, 6])
+    parser.add_argument("--careless", type=int, nargs="+", default=[2, 12])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     options = parser.parse_args()
-    print("| careless of 8 | annotator_weights | accuracy by seed | mean | recovered |")
+    print("| careless | annotator_weights | accuracy by seed | mean | recovered |")
     print("|---|---|---|---|---|")
     means: dict[tuple[int, str], float] = {}
     for number, weights in itertools.product(options.careless, WEIGHTS):
         found = []
         for seed in options.seeds:
-            chosen = [f"seed={seed}", f"feedback.num_careless={number}"]
+            chosen = [*PEOPLE, f"seed={seed}", f"feedback.num_careless={number}"]
             chosen += [f"rate.annotator_weights={weights}", *options.overrides]
             found.append(accuracy(load_config(find_recipe("demo"), chosen)))
         mean = means[number, weights] = statistics.mean(found)
