@@ -11,7 +11,7 @@ POOL_TYPE ?= process
 TEMPLATE := --base-job-template deployments/pools/$(POOL_TYPE).json
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e deploy worker serve automations test proofs browser chaos mutants check bench ablation help clean
+.PHONY: setup demo e2e deploy worker serve automations test proofs browser chaos fuzz mutants check bench ablation help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -58,6 +58,11 @@ browser: $(READY) ## the ranking page in a real browser (needs Chromium and chro
 
 chaos: $(READY) ## kill runs, damage files, fill the disk; every result must be that of a quiet run
 	$(BIN)/python -m pytest -m slow tests/test_chaos.py tests/test_damage.py
+
+fuzz: $(READY) ## two minutes of random bytes for the readers (installs atheris)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python tests/fuzz_readers.py build/fuzz -max_total_time=120 -timeout=30 -rss_limit_mb=4096 \
+		-artifact_prefix=build/
 
 mutants: $(READY) ## break the mathematics in a hundred ways; the tests must notice each
 	$(BIN)/python tests/mutants.py

@@ -4,9 +4,10 @@
 
 Runs (or finds) the steps of the demo up to the reward model, with 16 annotators of whom 14 rank
 each prompt: for each number of careless ones, once with `rate.annotator_weights: none` and once
-with `reliability`, with the same texts and the same people. The reward model is judged on all pairs of the held-out prompts' texts whose
-gold score differs. Prints accuracies, and which share of the loss the weights recover: the ratio of
-the means over seeds, between the first number of careless annotators and each other.
+with `reliability`, with the same texts and the same people. The reward model is judged on all pairs
+of the held-out prompts' texts whose gold score differs. Prints accuracies, and which share of the
+loss the weights recover: the ratio of the means over seeds, between the first number of careless
+annotators and each other.
 """
 
 import argparse

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rlhf_core.errors import InputError
+from tasks.readers.rows import shown_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def map_columns(
         InputError: a required field has no column, or several could be it; an unknown field; a
             configured column that is not there. Names the source and the columns.
     """
-    names = ", ".join(found) or "none"
+    names = shown_names(found)
     mapping: dict[str, str] = {}
     for field, column in configured.items():
         if field not in fields.known:

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from rlhf_core.errors import InputError
 from tasks.readers.files import MAX_ROW_BYTES, open_text
-from tasks.readers.rows import BadRow, Row, shown
+from tasks.readers.rows import BadRow, Row, shown, shown_names
 
 
 class _Lines:
@@ -93,5 +93,5 @@ def _check_header(path: Path, cells: list[str], fault: str) -> list[str]:
     names = [cell.strip() or f"(column {index})" for index, cell in enumerate(cells, start=1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{path}:1: the header names {', '.join(twice)} twice; rename one")
+        raise InputError(f"{path}:1: the header names {shown_names(twice)} twice; rename one")
     return [shown(name) for name in names]

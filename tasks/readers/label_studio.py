@@ -41,6 +41,7 @@ from tasks.readers.rows import (
     check_text,
     normalise_prompt,
     normalise_response,
+    shown_names,
 )
 from tasks.readers.texts import Demonstration, split_of, value_of
 
@@ -333,7 +334,7 @@ def _ids(given: Any, items: list[str], result: _Result) -> list[str]:
         raise RowError(f"{result.label}: must hold lists of ids, got {type(given).__name__}")
     for one in given:
         if str(one) not in items:
-            known = ", ".join(items)[:200]
+            known = shown_names(items)
             raise RowError(f"{result.label}: unknown id {str(one)[:60]!r}; known: {known}")
     return [str(one) for one in given]
 
@@ -397,7 +398,7 @@ def _name(data: Mapping[str, Any], field: str, columns: Columns) -> str:
     if len(found) != 1:
         why = f"could be {' or '.join(found)}" if found else "is in no entry of the data we know"
         raise RowError(
-            f"{field} {why}; entries found: {', '.join(data)[:200]}; "
+            f"{field} {why}; entries found: {shown_names(data)}; "
             f"set columns: {{{field}: NAME}} on the source"
         )
     return found[0]
@@ -439,7 +440,7 @@ def _sides(data: Mapping[str, Any], columns: Columns, target: str) -> tuple[str,
     if len(pairs) != 1:
         raise RowError(
             "it is not clear which texts were compared; entries found: "
-            f"{', '.join(data)[:200]}; set columns: {{left: NAME, right: NAME}} on the source"
+            f"{shown_names(data)}; set columns: {{left: NAME, right: NAME}} on the source"
         )
     return pairs[0][0], pairs[0][1]
 

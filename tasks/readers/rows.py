@@ -3,12 +3,14 @@
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 CONTENT_CHARACTERS = 500
 """A rejected row is kept up to this length."""
+NAMES_CHARACTERS = 500
+"""Names in a message are cut to this length together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class Noticed:
 class RowError(ValueError):
     """A row is no example; the message is the reason, for a person who has the file open."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(printable(reason))
+
 
 def shown(content: str | Mapping[str, Any]) -> str:
     """A row as it is kept in the table of rejected rows: valid UTF-8, without NUL, cut."""
@@ -66,6 +71,21 @@ def shown(content: str | Mapping[str, Any]) -> str:
         content = json.dumps(content, ensure_ascii=False, default=str)
     content = content[:CONTENT_CHARACTERS].rstrip("\r\n").replace("\0", "\\x00")
     return content.encode("utf-8", "backslashreplace").decode("utf-8")[:CONTENT_CHARACTERS]
+
+
+def printable(words: str) -> str:
+    """`words` on one line, without anything that a terminal would obey: `\\n`, `\\x1b`."""
+    if words.isprintable():
+        return words
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in words)
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names from a file for a message of one line: `a, b`, what cannot be printed escaped, cut."""
+    words = printable(", ".join(names))
+    if len(words) > NAMES_CHARACTERS:
+        return words[:NAMES_CHARACTERS] + " …"
+    return words or "none"
 
 
 def check_text(value: object, label: str) -> str:
