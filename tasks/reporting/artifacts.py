@@ -19,7 +19,7 @@ from tasks.reporting.figures import png_data_uri
 from tasks.reporting.findings import Headline, caveats, warnings
 from tasks.reporting.gather import RunData, gather, metric_series
 from tasks.reporting.lineage import lineage_sheet
-from tasks.reporting.plots import curve_panels, headline_panels
+from tasks.reporting.plots import annotator_panels, curve_panels, headline_panels
 from tasks.reporting.samples import Samples, choose_samples
 from tasks.reporting.sheets import Sheet, agreement_sheet, evaluation_sheet
 from tasks.step import open_store
@@ -49,6 +49,11 @@ def publish_artifacts(data: RunData, headline: Headline) -> list[str]:
     published = ["report"] if _taken("report", report) else []
     if not published:
         return []
+    if people := annotator_panels(data):
+        text = f"![Annotators]({png_data_uri(people, columns=2)})"
+        title = "Annotators: agreement, reliability, what sways them"
+        make = partial(create_markdown_artifact, markdown=text, key="annotators", description=title)
+        published += ["annotators"] if _taken("annotators", make) else []
     return published + _publish_tables(
         ("evaluation", _records(evaluation_sheet(data)), "Models compared, with 95 % intervals"),
         ("samples", _sample_records(choose_samples(data)), "Texts side by side, a random draw"),

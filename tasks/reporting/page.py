@@ -93,7 +93,8 @@ def _trained(data: RunData) -> str:
         count = data.results["ingest"].tables["demonstrations"].num_rows
         parts.append(f"{number(count)} demonstrations")
     if rankings is not None:
-        people = "simulated" if config.feedback.source == "simulated" else "imported"
+        whose = {"simulated": "simulated", "file": "imported"}
+        people = whose.get(config.feedback.source, "people's")
         parts.append(f"{number(rankings.num_rows)} {people} rankings")
     if "ppo" in data.results:
         parts.append(f"{config.ppo.updates} PPO updates of {config.ppo.batch_size} episodes")
@@ -121,6 +122,7 @@ def _figures(data: RunData) -> dict[str, list[Any]]:
         "ppo": [*plots.ppo_panels(data)],
         "reward": [*plots.reward_panels(data)],
         "ratings": [*plots.rating_panels(data)],
+        "annotators": [*plots.annotator_panels(data)],
         "training": [*plots.training_panels(data)],
     }
     return {

@@ -13,6 +13,9 @@ from tasks.reporting.findings import agreement_of_all, kept_update, reward_estim
 from tasks.reporting.gather import RunData
 from tasks.reporting.numbers import Estimate, best_of_n_kl, model_name, reliability
 
+MAX_ANNOTATORS = 24
+"""Annotators in a plot, the best; the table has all."""
+
 MAX_POINTS = 700
 """Points of a scatter plot; more would be drawn over one another and only make the file large."""
 
@@ -313,6 +316,62 @@ def _histogram(values: np.ndarray, label: str) -> Callable[[Axes], None]:
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
 
     return draw
+
+
+def annotator_panels(data: RunData) -> list[Panel]:
+    """Per annotator: agreement and reliability; and what a text's place and length do to them."""
+    return [
+        panel
+        for title, measures in (
+            (
+                "Agreement",
+                (
+                    ("agrees with the others", "pair_agreement"),
+                    ("is right, estimated", "reliability"),
+                ),
+            ),
+            (
+                "What sways them",
+                (("shown first wins", "earlier_wins"), ("the longer wins", "longer_wins")),
+            ),
+        )
+        if (panel := _annotator_panel(data, title, measures)) is not None
+    ]
+
+
+def _annotator_panel(
+    data: RunData, title: str, measures: Sequence[tuple[str, str]]
+) -> Panel | None:
+    frame = data.table("rate", "agreement")
+    if frame is None:
+        return None
+    frame = frame[frame["annotator"] != "all"].dropna(subset=["value"])
+    values = frame.pivot_table(index="annotator", columns="metric", values="value", observed=True)
+    found = [(label, name) for label, name in measures if name in values.columns]
+    values = values[[name for _, name in found]].dropna(how="all")
+    if not found or len(values) < 2:
+        return None
+    values = values.sort_values(found[0][1]).tail(MAX_ANNOTATORS)
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0.5, color=SOFT, lw=1)
+        for (label, name), colour, marker in zip(found, (ACCENT, INK), ("o", "D"), strict=False):
+            fill = colour if marker == "o" else PAPER
+            axes.plot(
+                values[name], range(len(values)), marker, ms=4.5, mfc=fill, mec=colour, label=label
+            )
+        axes.set_yticks(range(len(values)), [str(name)[:24] for name in values.index])
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=7.5)
+        axes.set_ylim(-0.6, len(values) - 0.4)
+        axes.set_xlabel("share of pairs")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0)
+        axes.set_title(title, pad=18)
+
+    return Panel(title, draw, height=1.0 + 0.2 * len(values))
 
 
 def headline_panels(data: RunData) -> list[Panel]:
