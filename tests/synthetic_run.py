@@ -228,6 +228,9 @@ def _rate(rng: np.random.Generator, agreement: bool) -> dict[str, pd.DataFrame]:
             "pair_agreement": agreed,
             "kendall_tau_b": 2 * agreed - 1,
             "krippendorff_alpha": 2 * agreed - 1.02,
+            "reliability": 1 - (1 - agreed) / 2,
+            "earlier_wins": 0.66 if careless else 0.5,
+            "longer_wins": 0.57,
             "tie_share": 0.06,
             "num_rankings": n / 3,
         }

@@ -32,7 +32,8 @@ from tasks.step import open_store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 PEOPLE = ["Ada", "Ben"]
-DEMO_SECONDS = 1800
+DEMO_SECONDS = 3600
+"""The demo takes six minutes on a quiet machine."""
 Ranks = Callable[[str, str, Sequence[str]], Sequence[float]]
 
 
@@ -279,6 +280,7 @@ def test_when_the_time_is_over_it_says_so_and_keeps_what_was_said(
     assert "never resumed" in found["state"]["message"]
 
 
+@pytest.mark.timeout(7200)
 def test_the_world_s_people_make_the_demo_s_policy_better(deployed: Server, tmp_path: Path) -> None:
     """The demo itself, ranked over HTTP by its annotators; the worker is killed meanwhile."""
     people = {one.name: one for one in annotators(8, 0, 1)}
