@@ -78,7 +78,7 @@ def page(html: str) -> _Page:
 def test_all_sections_and_figures_are_there(page: _Page) -> None:
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert [section for section in SECTIONS if section in ids] == SECTIONS
-    # forest, frontier, 12 of PPO, 3 of the reward model, 2 of ratings, 2 of annotators, 5 of training
+    # forest, frontier, PPO, reward model, ratings, annotators, training
     labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     assert len(labels) == 1 + 1 + 12 + 3 + 2 + 2 + 5
     for title in (

@@ -1,7 +1,7 @@
 """The report's figures, made from the tables of a run; a figure without numbers is left out."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -320,38 +320,27 @@ def _histogram(values: np.ndarray, label: str) -> Callable[[Axes], None]:
 
 def annotator_panels(data: RunData) -> list[Panel]:
     """Per annotator: agreement and reliability; and what a text's place and length do to them."""
-    return [
-        panel
-        for title, measures in (
-            (
-                "Agreement",
-                (
-                    ("agrees with the others", "pair_agreement"),
-                    ("is right, estimated", "reliability"),
-                ),
-            ),
-            (
-                "What sways them",
-                (("shown first wins", "earlier_wins"), ("the longer wins", "longer_wins")),
-            ),
-        )
-        if (panel := _annotator_panel(data, title, measures)) is not None
-    ]
-
-
-def _annotator_panel(
-    data: RunData, title: str, measures: Sequence[tuple[str, str]]
-) -> Panel | None:
     frame = data.table("rate", "agreement")
     if frame is None:
-        return None
+        return []
     frame = frame[frame["annotator"] != "all"].dropna(subset=["value"])
     values = frame.pivot_table(index="annotator", columns="metric", values="value", observed=True)
-    found = [(label, name) for label, name in measures if name in values.columns]
-    values = values[[name for _, name in found]].dropna(how="all")
+    if "pair_agreement" in values.columns:
+        values = values.sort_values("pair_agreement")
+    panels = [
+        _annotator_panel(values, "Agreement", {"agrees": "pair_agreement", "right": "reliability"}),
+        _annotator_panel(
+            values, "What sways them", {"first wins": "earlier_wins", "longer wins": "longer_wins"}
+        ),
+    ]
+    return [panel for panel in panels if panel is not None]
+
+
+def _annotator_panel(values: pd.DataFrame, title: str, measures: Mapping[str, str]) -> Panel | None:
+    found = [(label, name) for label, name in measures.items() if name in values.columns]
+    values = values[[name for _, name in found]].dropna(how="all").tail(MAX_ANNOTATORS)
     if not found or len(values) < 2:
         return None
-    values = values.sort_values(found[0][1]).tail(MAX_ANNOTATORS)
 
     def draw(axes: Axes) -> None:
         axes.axvline(0.5, color=SOFT, lw=1)
@@ -368,7 +357,8 @@ def _annotator_panel(
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x")
         axes.spines["left"].set_visible(False)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0)
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.03, 1.0), "borderaxespad": 0}
+        axes.legend(ncols=2, handletextpad=0.1, columnspacing=1.0, **place)
         axes.set_title(title, pad=18)
 
     return Panel(title, draw, height=1.0 + 0.2 * len(values))
