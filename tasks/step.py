@@ -214,6 +214,7 @@ class Step:
                         built = self._build(call, call.ingredients, store, replace=refresh)
                     call.result = built
                     return built
+        store.mark_used(self.name, key)
         call.result = found
         return _as_cached(found)
 

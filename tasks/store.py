@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,11 @@ class ArtifactStore:
         except ArtifactDamaged as damage:
             self.report(folder, f"artifact {damage}; it will be built again")
             return None
+
+    def mark_used(self, step: str, key: str) -> None:
+        """Make the artifact young again, so that a cleaning leaves it to the run that uses it."""
+        with suppress(OSError):  # a store that only others may write to
+            os.utime(self.path(step, key))
 
     def report(self, folder: Path, message: str) -> None:
         """Log a fault of a folder once per process."""

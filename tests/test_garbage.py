@@ -93,6 +93,13 @@ def find(store: ArtifactStore, tmp_path: Path, days: float) -> list:  # type: ig
     return list(find_garbage(store, [tmp_path / "runs"], older_than_days=days))
 
 
+def test_what_a_run_has_just_found_stays(store: ArtifactStore, tmp_path: Path) -> None:
+    store.mark_used("sft", DROPPED)
+    assert gc(tmp_path, "--older-than", "1", "--delete") == 0
+    assert store.path("sft", DROPPED).exists()
+    assert not (store.root / "_work" / f"ppo-{DROPPED}").exists()
+
+
 def test_what_a_run_builds_stays(
     store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
