@@ -57,7 +57,7 @@ class Planner:
     def ask(self, step: Any, missing: Callable[..., str], **inputs: Any) -> None:
         """What the next step waits for; nobody knows before the texts are there."""
         if not any(item is UNKNOWN for item in inputs.values()):
-            self._waits_for = missing(self.config, **inputs)
+            self._waits_for = missing(self.config, **inputs, look=True)
 
     def skip(self, name: str, why: str) -> None:
         """Note that a run would leave the step out."""

@@ -8,7 +8,7 @@ from flows.plan import Planner
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
 from rlhf_core.records import StepResult, TableArtifact
-from tasks.ask_people import POLL_SECONDS, asking, items_to_rank
+from tasks.ask_people import asking, items_to_rank
 from tasks.progress import progress
 
 RESUME_SECONDS = 10.0
@@ -47,20 +47,24 @@ def texts_to_rank(config: PipelineConfig) -> dict[str, TableArtifact]:
 
 
 def rank(config: PipelineConfig) -> int:
-    """Serve the page until Ctrl-C, and let runs that wait go on; returns the exit code.
+    """Serve the page, or keep Label Studio in step, until Ctrl-C; let runs that wait go on.
+
+    Returns:
+        The exit code.
 
     Raises:
         InputError: nothing would read the answers, the texts are not there yet, or the page cannot
             be served.
     """
-    if config.feedback.source != "page":
+    if not config.feedback.asks_people:
         raise InputError(
             f"feedback.source is {config.feedback.source}, so no run would read what people say; "
             "set feedback.source: page in the recipe (or --set feedback.source=page)"
         )
     items = items_to_rank(config, **texts_to_rank(config))
     with asking(config, items) as people:
-        print(f"{len(items)} prompts to rank; each person has a link of their own:")
+        of_their_own = "; each person has a link of their own:" if people.links else ""
+        print(f"{len(items)} prompts to rank at {people.url}{of_their_own}")
         for name, link in people.links.items():
             print(f"  {name}: {link}")
         print("Ctrl-C ends it; what people have said stays.", flush=True)
@@ -72,13 +76,13 @@ def rank(config: PipelineConfig) -> int:
                     if time.monotonic() - looked > RESUME_SECONDS and not people.missing():
                         _resume_waiting(config.name)
                         looked = time.monotonic()
-                    time.sleep(POLL_SECONDS)
-                    people.refresh()
+                    time.sleep(people.poll_seconds)
+                    people.pull()
         except KeyboardInterrupt:
-            people.refresh()
+            people.pull()
         print(
             f"{people.num_rankings()} rankings of {len(items)} prompts are kept in "
-            f"{people.queue.answers.path}"
+            f"{people.tally.answers.path}"
         )
     return 0
 

@@ -97,7 +97,7 @@ def chain(config: PipelineConfig, journal: Walker) -> None:
         base = journal.run(pretrain, corpus=tables["corpus"])
     tuned = journal.run(sft, base=base.model, demonstrations=demonstrations, prompts=prompts)
     sampled = journal.run(sample, model=tuned.model, prompts=prompts)
-    if config.feedback.source == "page":
+    if config.feedback.asks_people:
         journal.ask(
             ask_people, missing_rankings, sampled=sampled.tables["candidates"], prompts=prompts
         )

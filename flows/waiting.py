@@ -101,8 +101,12 @@ def _pause(
     with asking(config, items_to_rank(config, **inputs)) as people:
 
         def watch() -> None:
-            while not over.wait(POLL_SECONDS):
-                people.refresh()
+            while not over.wait(max(POLL_SECONDS, people.poll_seconds)):
+                try:
+                    people.pull()
+                except InputError as error:  # Label Studio is away for a while
+                    log.warning("%s", error)
+                    continue
                 if not people.missing() and resume(run_id):
                     return
 
@@ -120,9 +124,12 @@ def _pause(
 
 
 def _description(config: PipelineConfig, words: str) -> str:
+    place = "at the page that `rlhf rank` serves, which also shows their links"
+    if config.feedback.source == "label_studio":
+        place = f"in Label Studio at {config.feedback.label_studio.url}"
     return (
         f"**{config.name}** waits for people: {words} so far. It goes on by itself when enough "
-        "have come. People rank at the page that `rlhf rank` serves, which also shows their links."
+        f"have come. People rank {place}."
     )
 
 
@@ -174,7 +181,8 @@ def suspended(name: str | None = None) -> list[tuple[FlowRun, PipelineConfig]]:
 
 def _is_ready(run: FlowRun, config: PipelineConfig) -> bool:
     try:
-        return not missing_rankings(config, **texts_to_rank(config))
+        texts = texts_to_rank(config)
+        return not missing_rankings(config, sampled=texts["sampled"], prompts=texts["prompts"])
     except InputError as error:
         log.warning("%s waits, but not for people: %s", run.name, error)
         return False

@@ -288,17 +288,40 @@ class PageServer(Section):
     )
 
 
+class LabelStudio(Section):
+    """A project in Label Studio in which people rank."""
+
+    url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s?#]+$",
+        description="Address of the server, such as https://label-studio.example.com.",
+    )
+    token: str = Field(
+        "env:LABEL_STUDIO_TOKEN",
+        pattern=r"^(env|block):[A-Za-z0-9_-]+$",
+        description="Where the API token is, never the token itself: env:NAME of an environment "
+        "variable, or block:NAME of a Prefect Secret block. Personal and legacy tokens both do.",
+    )
+    project: str | None = Field(
+        None,
+        min_length=3,
+        max_length=50,
+        description="Title of the project, which is made where there is none; null: the run's "
+        "name.",
+    )
+
+
 AnnotatorName = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]{0,62}\S)?$")]
 
 
 class Feedback(Section):
     """Who ranks the texts."""
 
-    source: Literal["simulated", "file", "page"] = Field(
+    source: Literal["simulated", "file", "page", "label_studio"] = Field(
         "simulated",
         description="simulated: annotators of the demo world rank the samples. file: rankings of "
-        "ingest and of `files`. page: people rank the samples in their browser; those of `file` "
-        "count too.",
+        "ingest and of `files`. page: people rank the samples in their browser. label_studio: they "
+        "do in Label Studio. Those of `file` count with both.",
     )
     files: list[Source] = Field(
         [],
@@ -311,8 +334,8 @@ class Feedback(Section):
     )
     rankings_per_prompt: PositiveInt = Field(
         2,
-        description="simulated: annotators per prompt. page: people asked per prompt, all where "
-        "they are fewer.",
+        description="simulated: annotators per prompt. page, label_studio: people asked per "
+        "prompt, all where they are fewer.",
     )
     max_rejected_share: Share = Field(
         0.01, description="Share of bad ranking rows above which the run stops."
@@ -326,7 +349,7 @@ class Feedback(Section):
     guidelines: str = Field(
         "",
         max_length=50_000,
-        description="page: what people should know before they rank, in Markdown.",
+        description="What people should know before they rank, in Markdown.",
         json_schema_extra=RUNTIME,
     )
     repeat_share: Share = Field(
@@ -337,10 +360,10 @@ class Feedback(Section):
     )
     wait: Literal["none", "poll", "pause", "suspend"] = Field(
         "poll",
-        description="page: what a run does until enough rankings have come. poll: serve the page "
-        "and wait. pause: the same, as Paused, with a form to decide in. suspend: end the process, "
-        "as Suspended, until rlhf rank, the deployment resume or the form lets the run go on; poll "
-        "where no deployment could. none: take what has come.",
+        description="What a run does until enough rankings of people have come. poll: serve the "
+        "page, or look into Label Studio, and wait. pause: the same, as Paused, with a form to "
+        "decide in. suspend: end the process, as Suspended, until rlhf rank, the deployment resume "
+        "or the form lets the run go on; poll where no deployment could. none: take what has come.",
         json_schema_extra=RUNTIME,
     )
     min_rankings: PositiveInt | None = Field(
@@ -361,6 +384,18 @@ class Feedback(Section):
         json_schema_extra=RUNTIME,
     )
     server: PageServer = Field(PageServer(), json_schema_extra=RUNTIME)
+    label_studio: LabelStudio = Field(LabelStudio(), json_schema_extra=RUNTIME)
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether people rank this run's own samples."""
+        return self.source in ("page", "label_studio")
+
+    @model_validator(mode="after")
+    def _label_studio_is_somewhere(self) -> "Feedback":
+        if self.source == "label_studio" and self.label_studio.url is None:
+            raise ValueError("label_studio.url must be given where source is label_studio")
+        return self
 
     @model_validator(mode="after")
     def _each_name_once(self) -> "Feedback":

@@ -1,62 +1,73 @@
 """People rank the samples: what they are shown, where, and whether enough has come."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from rlhf_core.config import Feedback, PipelineConfig
 from rlhf_core.errors import InputError
 from rlhf_core.records import TableArtifact
 from tasks.progress import console
 from tasks.ranking_page.answers import Answers, answers_path
-from tasks.ranking_page.queue import Item, Queue, make_items, make_queue
+from tasks.ranking_page.queue import Item, Tally, keep_texts, make_items, make_queue
 from tasks.splits import REWARD_SPLITS
 from tasks.step import StepRun, open_store, step
 
 POLL_SECONDS = 0.5
+LABEL_STUDIO_SECONDS = 5.0
 
 
 @step(version=1, sections=(), cached=False, retries=0)
 def ask_people(run: StepRun, *, sampled: TableArtifact, prompts: TableArtifact) -> None:
-    """Serve the page until the conditions of `feedback` hold; publish nothing.
+    """Wait in this process until the conditions of `feedback` hold; publish nothing.
 
     Raises:
-        InputError: there is nothing to rank, the page cannot be served, or too little has come
+        InputError: there is nothing to rank, it cannot be ranked there, or too little has come
             within `feedback.timeout_minutes`.
     """
     items = items_to_rank(run.config, sampled=sampled, prompts=prompts)
     deadline = time.monotonic() + 60 * run.config.feedback.timeout_minutes
     with asking(run.config, items) as people:
-        run.log(
-            f"{len(items)} prompts are to be ranked at {people.url}; each person has a link of "
-            "their own"
-        )
+        of_their_own = "; each person has a link of their own" if people.links else ""
+        run.log(f"{len(items)} prompts are to be ranked at {people.url}{of_their_own}")
         people.show_links()
         with run.progress("people rank", people.wanted, "rankings") as bar:
             while missing := people.missing():
                 if time.monotonic() > deadline:
                     raise InputError(too_late(run.config, missing))
                 bar.update(people.num_rankings())
-                time.sleep(POLL_SECONDS)
-                people.refresh()
+                time.sleep(people.poll_seconds)
+                people.pull()
             bar.update(people.num_rankings())
         run.log(f"people have given {people.num_rankings()} rankings; the run goes on")
 
 
 def missing_rankings(
-    config: PipelineConfig, *, sampled: TableArtifact, prompts: TableArtifact
+    config: PipelineConfig, *, sampled: TableArtifact, prompts: TableArtifact, look: bool = False
 ) -> str:
     """What a run waits for, such as `3 of 120 rankings`; empty when it has enough.
 
+    Args:
+        config: the recipe.
+        sampled: the samples.
+        prompts: the prompts.
+        look: only count what is here, and leave Label Studio alone.
+
     Raises:
-        InputError: there is nothing to rank.
+        InputError: there is nothing to rank, or Label Studio does not answer.
     """
-    if config.feedback.wait == "none":
+    settings = config.feedback
+    remote = settings.source == "label_studio" and not look
+    if settings.wait == "none" and not remote:
         return ""
     items = items_to_rank(config, sampled=sampled, prompts=prompts)
+    if remote:
+        with asking(config, items) as people:  # takes in what has come
+            return "" if settings.wait == "none" else people.missing()
     with closing(Answers(answers_path(config))) as answers:
-        return _missing(make_queue(config, items, answers), config.feedback)
+        return _missing(_tally(config, items, answers), settings)
 
 
 def too_late(config: PipelineConfig, missing: str) -> str:
@@ -70,34 +81,36 @@ def too_late(config: PipelineConfig, missing: str) -> str:
 
 @dataclass(frozen=True)
 class Asking:
-    """People at the page, and how far they are.
+    """People who rank, and how far they are.
 
     Attributes:
-        url: where the page is.
-        links: person -> link of their own; who has it answers in that person's name.
+        url: where they do.
+        links: person -> link of their own, where there are such; who has it answers in that
+            person's name.
+        tally: what has come.
+        pull: takes in what has been said since.
+        poll_seconds: between two looks.
     """
 
     url: str
     links: Mapping[str, str]
-    queue: Queue
+    tally: Tally
     settings: Feedback
-
-    def refresh(self) -> None:
-        """Take in what has been said since."""
-        self.queue.answers.refresh()
+    pull: Callable[[], None]
+    poll_seconds: float
 
     def missing(self) -> str:
         """What is still waited for; empty when it is enough."""
-        return _missing(self.queue, self.settings)
+        return _missing(self.tally, self.settings)
 
     def num_rankings(self) -> int:
         """Rankings that have come."""
-        return self.queue.num_rankings()
+        return self.tally.num_rankings()
 
     @property
     def wanted(self) -> int:
         """Rankings that are waited for, at most."""
-        return _wanted(self.queue, self.settings)
+        return _wanted(self.tally, self.settings)
 
     def show_links(self) -> None:
         """Each person's link on the console, not in a log, which others may read."""
@@ -107,16 +120,37 @@ class Asking:
 
 @contextmanager
 def asking(config: PipelineConfig, items: list[Item]) -> Iterator[Asking]:
-    """Serve the page of a run while the block runs.
+    """Serve the page of a run, or keep its project in Label Studio in step, for a block.
 
     Raises:
-        InputError: the page cannot be served.
+        InputError: the page cannot be served, or Label Studio does not answer.
     """
+    settings = config.feedback
+    if settings.source == "label_studio":
+        from tasks.label_studio.project import Project
+
+        with (
+            closing(Answers(answers_path(config))) as answers,
+            closing(Project(config, items)) as project,
+        ):
+            keep_texts(answers, items)
+            project.pull(answers)
+            tally = _tally(config, items, answers)
+            pull = partial(project.pull, answers)
+            yield Asking(project.url, {}, tally, settings, pull, LABEL_STUDIO_SECONDS)
+        return
     from tasks.ranking_page.server import serve_page
 
     with serve_page(config, items) as serving, closing(Answers(answers_path(config))) as answers:
-        queue = make_queue(config, items, answers)
-        yield Asking(serving.url, serving.links(), queue, config.feedback)
+        tally = _tally(config, items, answers)
+        links = serving.links()
+        yield Asking(serving.url, links, tally, settings, answers.refresh, POLL_SECONDS)
+
+
+def _tally(config: PipelineConfig, items: list[Item], answers: Answers) -> Tally:
+    if config.feedback.source == "label_studio":  # whoever is there may answer
+        return Tally(items, answers, config.feedback.rankings_per_prompt)
+    return make_queue(config, items, answers)
 
 
 def items_to_rank(
@@ -145,12 +179,12 @@ def items_to_rank(
     return items
 
 
-def _wanted(queue: Queue, settings: Feedback) -> int:
+def _wanted(queue: Tally, settings: Feedback) -> int:
     everyone = queue.target * len(queue.items)
     return everyone if settings.min_rankings is None else min(settings.min_rankings, everyone)
 
 
-def _missing(queue: Queue, settings: Feedback) -> str:
+def _missing(queue: Tally, settings: Feedback) -> str:
     if queue.complete():
         return ""
     wanted, come, least = (

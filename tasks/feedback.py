@@ -11,6 +11,7 @@ import pyarrow as pa
 from rlhf_core.config import PipelineConfig, Source
 from rlhf_core.errors import InputError
 from rlhf_core.records import TableArtifact
+from tasks.label_studio.project import REFUSED, UNDRAGGED, source_of
 from tasks.ranking_page.answers import Event, answers_path, read_answers, standing
 from tasks.ranking_tables import CandidateBook, RankingBook, lines_of
 from tasks.readers import Ranking, Rejected, SourceReader, digest_sources, source_names
@@ -29,7 +30,7 @@ def external(config: PipelineConfig, num_events: int | None = None) -> dict[str,
 
     Args:
         config: `feedback`, `name` and `paths` are read.
-        num_events: only so many of the first answers of the ranking page count; None: all.
+        num_events: only so many of people's first answers count; None: all.
 
     Raises:
         InputError: a file is not there, or files are given where nothing would read them.
@@ -45,12 +46,12 @@ def external(config: PipelineConfig, num_events: int | None = None) -> dict[str,
             )
         return {"demo_world": f"version {WORLD_VERSION}"}
     files = digest_sources(_ranking_sources(config), Path(config.paths.data))
-    if settings.source == "page":
+    if settings.asks_people:
         return {**files, _ANSWERS: read_answers(answers_path(config), num_events).digest}
     return files
 
 
-_ANSWERS = "answers of the ranking page"
+_ANSWERS = "people's answers"
 
 
 def _num_events(said: Mapping[str, str]) -> int | None:
@@ -85,7 +86,7 @@ def feedback(
 
     `simulated`: annotators of the demo world rank the samples. `file`: the rankings that ingest
     imported and those of `feedback.files`; a text that was sampled too stays the sample, which has
-    its tokens and log-probabilities. `page`: the same, and what people said on the ranking page.
+    its tokens and log-probabilities. `page`, `label_studio`: the same, and what people said there.
 
     Raises:
         InputError: a file cannot be used or has too many bad rows, or there is no ranking at all.
@@ -109,7 +110,7 @@ def feedback(
         files = _ranking_sources(run.config)
         for source, name in zip(files, source_names(files), strict=True):
             rejected += _read_file(run, source, name, known, book)
-        if run.config.feedback.source == "page":
+        if run.config.feedback.asks_people:
             _add_answers(run, known, book)
     if not book.rows:
         raise InputError(_what_to_do_without_rankings(run.config))
@@ -196,7 +197,7 @@ def _add_imported(book: RankingBook, candidates: "pd.DataFrame", rankings: "pd.D
 
 
 def _add_answers(run: StepRun, known_prompts: set[str], book: RankingBook) -> None:
-    """Rankings from the page, also of texts that an earlier model wrote for a known prompt."""
+    """What people said of samples, also of texts that an earlier model wrote for a known prompt."""
     said = read_answers(answers_path(run.config), _num_events(run.external))
     answers = standing(said.events)
     first = {(e.annotator, e.item_id): e for e in answers if e.kind == "ranking" and e.round == 0}
@@ -217,7 +218,7 @@ def _add_answers(run: StepRun, known_prompts: set[str], book: RankingBook) -> No
                 "ranks": list(event.ranks().values()),
                 "scores": None,
                 "annotator": event.annotator,
-                "source": "page",
+                "source": source_of(event),
                 "shown_order": ids,
                 "seconds": event.seconds,
                 "created_at": event.created_at,
@@ -226,15 +227,23 @@ def _add_answers(run: StepRun, known_prompts: set[str], book: RankingBook) -> No
     again = [(first[e.annotator, e.item_id], e) for e in answers if e.round == 1]
     agreed = [same for pair in again if pair[1].kind == "ranking" for same in _same_order(*pair)]
     share = sum(agreed) / len(agreed) if agreed else None
-    run.fact("page_skips", sum(event.kind == "skip" for event in answers))
-    run.fact("page_notes", sum(bool(event.note) for event in answers))
-    run.fact("page_rankings_of_unknown_prompts", num_unknown)
-    run.fact("page_repeated_pairs", len(agreed))
-    run.fact("page_repeated_pairs_agree", share)
+    refused = [event for event in answers if event.reason.startswith(REFUSED)]
+    run.fact("skips", sum(event.kind == "skip" for event in answers) - len(refused))
+    run.fact("refused_answers", len(refused))
+    run.fact("undragged_rankings", sum(event.note == UNDRAGGED for event in answers))
+    run.fact("notes", sum(bool(event.note) for event in answers))
+    run.fact("rankings_of_unknown_prompts", num_unknown)
+    run.fact("repeated_pairs", len(agreed))
+    run.fact("repeated_pairs_agree", share)
+    for event in refused[:SHOWN_REFUSED]:
+        run.log(f"{event.annotator}, {event.note}: {event.reason}")
     if num_unknown:
-        run.log(f"{num_unknown} rankings of the page are of prompts that no source of ingest has")
+        run.log(f"{num_unknown} rankings of people are of prompts that no source of ingest has")
     if share is not None:
         run.log(f"who ranked two texts twice said the same in {share:.0%} of {len(agreed)} pairs")
+
+
+SHOWN_REFUSED = 3
 
 
 def _same_order(first: Event, again: Event) -> Iterator[bool]:
@@ -276,6 +285,11 @@ def _read_file(
 
 
 def _what_to_do_without_rankings(config: PipelineConfig) -> str:
+    if config.feedback.source == "label_studio":
+        return (
+            "there are no rankings yet: nobody has submitted one in Label Studio at "
+            f"{config.feedback.label_studio.url}; let the run wait with feedback.wait: poll"
+        )
     if config.feedback.source == "page":
         return (
             "there are no rankings yet: nobody has ranked a text on the ranking page; serve it "

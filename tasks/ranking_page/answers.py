@@ -11,7 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +69,7 @@ class Event:
         reason: of a skip.
         undoes: of an undo, the answer_id that no longer counts.
         seconds: from the moment the item was shown, as the page measured them.
-        created_at: when it was stored, ISO 8601, UTC.
+        created_at: when it was stored, or made where that was elsewhere; ISO 8601, UTC.
     """
 
     answer_id: str
@@ -125,6 +125,7 @@ class Answers:
         self._last: dict[str, list[Event]] = {}
         self._undone: dict[str, list[Event]] = {}
         self._num_rankings: Counter[str] = Counter()
+        self._num_answers: Counter[str] = Counter()
         self._by_id: dict[str, Event] = {}
         self._number = 0
         with _faults_named(path):
@@ -183,8 +184,16 @@ class Answers:
                 [(text, prompt, response) for text, (prompt, response) in texts.items()],
             )
 
-    def add(self, event: Event) -> Event:
+    def num_answers(self, item_id: str) -> int:
+        """People whose ranking or skip of an item stands, repetitions left out."""
+        return self._num_answers[item_id]
+
+    def add(self, event: Event, *, undo_any: bool = False) -> Event:
         """Put an event on disk; when this returns, it is there, whatever happens next.
+
+        Args:
+            event: its `created_at` is now where it is empty.
+            undo_any: an undo may be of any answer of the person that stands, not the last alone.
 
         Returns:
             The event as it is stored: the first one, where its id has come before.
@@ -201,8 +210,8 @@ class Answers:
                 if _what(known) != _what(event):
                     raise Conflict("this answer was saved before, with another content")
                 return known
-            self._check(event)
-            stored = Event(**{**asdict(event), "created_at": _now()})
+            self._check(event, undo_any)
+            stored = replace(event, created_at=event.created_at or _now())
             values = {**asdict(stored), **{k: json.dumps(getattr(stored, k)) for k in _LISTS}}
             marks = ", ".join("?" for _ in _COLUMNS)
             number = self._database.execute(
@@ -213,13 +222,13 @@ class Answers:
         self._take_in(number, stored)
         return stored
 
-    def _check(self, event: Event) -> None:
+    def _check(self, event: Event, undo_any: bool) -> None:
         if event.kind != "undo":
             if (event.annotator, event.item_id, event.round) in self._standing:
                 raise Conflict("you have answered this one already, perhaps in another tab")
             return
         mine = self._last.get(event.annotator, [])
-        if not mine or mine[-1].answer_id != event.undoes:
+        if event.undoes not in [one.answer_id for one in (mine if undo_any else mine[-1:])]:
             raise Conflict("only your last answer can be undone, and this one no longer is")
 
     def _take_in(self, number: int, event: Event) -> None:
@@ -230,7 +239,8 @@ class Answers:
         self._by_id[event.answer_id] = event
         mine = self._last.setdefault(event.annotator, [])
         if event.kind == "undo":
-            event = mine.pop()
+            event = self._by_id[event.undoes]
+            mine.remove(event)
             del self._standing[event.annotator, event.item_id, event.round]
             self._undone.setdefault(event.annotator, []).append(event)
             change = -1
@@ -238,8 +248,9 @@ class Answers:
             mine.append(event)
             self._standing[event.annotator, event.item_id, event.round] = event
             change = 1
-        if event.kind == "ranking" and event.round == 0:
-            self._num_rankings[event.item_id] += change
+        if event.round == 0:
+            self._num_answers[event.item_id] += change
+            self._num_rankings[event.item_id] += change * (event.kind == "ranking")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -73,7 +73,48 @@ def make_items(
     return [item for item in items if len(item.texts) >= 2]
 
 
-class Queue:
+def keep_texts(answers: Answers, items: Sequence[Item]) -> None:
+    """Put the items' prompts and texts beside the answers, which are about them."""
+    prompts = {item.prompt_id: item.prompt for item in items}
+    texts = {k: (item.prompt_id, text) for item in items for k, text in item.texts.items()}
+    answers.add_texts(prompts, texts)
+
+
+class Tally:
+    """How many rankings the items have, whoever is asked.
+
+    Args:
+        items: what is ranked.
+        answers: what was said so far.
+        target: people per prompt.
+    """
+
+    def __init__(self, items: Sequence[Item], answers: Answers, target: int) -> None:
+        self.items = {item.item_id: item for item in items}
+        self.answers = answers
+        self.target = target
+
+    def num_rankings(self) -> int:
+        """Rankings of these items, without repetitions."""
+        return sum(self.answers.num_rankings(key) for key in self.items)
+
+    def num_short(self, least: int) -> int:
+        """Items with fewer rankings than `least` that somebody is still to be asked about."""
+        return sum(
+            self.answers.num_rankings(key) < min(least, self.target) and self.is_open(key)
+            for key in self.items
+        )
+
+    def complete(self) -> bool:
+        """Whether nobody is left to ask; repetitions are not waited for."""
+        return not any(self.is_open(key) for key in self.items)
+
+    def is_open(self, item_id: str) -> bool:
+        """Whether somebody is still to be asked about an item."""
+        return self.answers.num_answers(item_id) < self.target
+
+
+class Queue(Tally):
     """Says what each person sees next; keeps nothing but what `answers` has.
 
     Args:
@@ -95,10 +136,8 @@ class Queue:
         rankings_per_prompt: int,
         repeat_share: float,
     ) -> None:
-        self.items = {item.item_id: item for item in items}
-        self.answers = answers
+        super().__init__(items, answers, min(rankings_per_prompt, len(annotators)))
         self.annotators = tuple(annotators)
-        self.target = min(rankings_per_prompt, len(annotators))
         self._seed = seed
         self._repeat_share = repeat_share
         chosen = {key: self._sorted(annotators, "who", key)[: self.target] for key in self.items}
@@ -143,21 +182,9 @@ class Queue:
         everyone = sum(min(self.answers.num_rankings(key), self.target) for key in self.items)
         return Progress(len(mine), total, everyone, self.target * len(self.items))
 
-    def num_rankings(self) -> int:
-        """Rankings of these items, without repetitions."""
-        return sum(self.answers.num_rankings(key) for key in self.items)
-
-    def num_short(self, least: int) -> int:
-        """Items with fewer rankings than `least` that somebody is still to be asked about."""
-        return sum(
-            self.answers.num_rankings(key) < min(least, self.target)
-            and any(self._is_open(name, key) for name in self.annotators)
-            for key in self.items
-        )
-
-    def complete(self) -> bool:
-        """Whether nobody is left to ask; repetitions are not waited for."""
-        return not any(self._open(name) for name in self.annotators)
+    def is_open(self, item_id: str) -> bool:
+        """Whether an item lacks a ranking, and somebody is there who has not answered it."""
+        return any(self._is_open(name, item_id) for name in self.annotators)
 
     def last_answer(self, annotator: str) -> Event | None:
         """What the person may undo."""

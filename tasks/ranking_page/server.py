@@ -22,7 +22,7 @@ from rlhf_core.config import PageServer, PipelineConfig
 from rlhf_core.errors import InputError
 from tasks.ranking_page.access import Access, Address, address, check_server, open_access
 from tasks.ranking_page.answers import Answers, Conflict, Event, answers_path
-from tasks.ranking_page.queue import Item, Queue, Showing, make_queue
+from tasks.ranking_page.queue import Item, Queue, Showing, keep_texts, make_queue
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -403,9 +403,7 @@ def serve_page(config: PipelineConfig, items: Sequence[Item]) -> Iterator[Servin
     path = answers_path(config)
     answers = Answers(path)
     try:
-        prompts = {item.prompt_id: item.prompt for item in items}
-        texts = {k: (item.prompt_id, text) for item in items for k, text in item.texts.items()}
-        answers.add_texts(prompts, texts)
+        keep_texts(answers, items)
         with _listening(server) as listener:
             own = address(server, listener.getsockname()[1])
             page = Page(

@@ -290,7 +290,7 @@ def _ranker(
     annotation: _Annotation, result: _Result, columns: Columns
 ) -> Iterator[Ranking | LeftOut | Noticed]:
     items = _items(annotation.data, columns)
-    rank_of = _rank_of(result, list(items), columns.get("bucket"))
+    rank_of = rank_items(result.value, list(items), result.label, columns.get("bucket"))
     if len(rank_of) < 2:
         raise RowError(f"{result.label}: a ranking needs at least two texts, got {len(rank_of)}")
     shown = [item for item in items if item in rank_of]
@@ -307,21 +307,31 @@ def _ranker(
         yield Noticed("rankings in the order that was shown, made quicker than anybody reads")
 
 
-def _rank_of(result: _Result, items: list[str], bucket: str | None) -> dict[str, float]:
-    """Id -> rank of the items that were ranked."""
-    if isinstance(result.value, dict):
-        buckets = {str(name): _ids(ids, items, result) for name, ids in result.value.items()}
+def rank_items(value: Any, items: list[str], label: str, bucket: str | None) -> dict[str, float]:
+    """Id -> rank of the items that a ranker holds; the unusable ones share the last.
+
+    Args:
+        value: what the control holds, in any of its forms.
+        items: ids that there are.
+        label: what messages call it.
+        bucket: the one whose order counts; None where there is one besides `unusable`.
+
+    Raises:
+        RowError: an id is unknown or stands twice, or it is not clear which order counts.
+    """
+    if isinstance(value, dict):
+        buckets = {str(name): _ids(ids, items, label) for name, ids in value.items()}
     else:
-        buckets = {"": _ids(result.value, items, result)}
+        buckets = {"": _ids(value, items, label)}
     placed = [item for ids in buckets.values() for item in ids]
     if len(set(placed)) < len(placed):
-        raise RowError(f"{result.label}: an id stands twice")
+        raise RowError(f"{label}: an id stands twice")
     ordered = [name for name in buckets if name not in (UNPLACED, UNUSABLE)]
     if bucket is not None:
         ordered = [name for name in ordered if name == bucket]
     if len(ordered) > 1:
         raise RowError(
-            f"{result.label}: the ranking could be in {' or '.join(ordered)}; "
+            f"{label}: the ranking could be in {' or '.join(ordered)}; "
             "set columns: {bucket: NAME} on the source"
         )
     best_first = buckets[ordered[0]] if ordered else []
@@ -329,13 +339,13 @@ def _rank_of(result: _Result, items: list[str], bucket: str | None) -> dict[str,
     return rank_of | dict.fromkeys(buckets.get(UNUSABLE, []), float(len(best_first)))
 
 
-def _ids(given: Any, items: list[str], result: _Result) -> list[str]:
+def _ids(given: Any, items: list[str], label: str) -> list[str]:
     if not isinstance(given, list):
-        raise RowError(f"{result.label}: must hold lists of ids, got {type(given).__name__}")
+        raise RowError(f"{label}: must hold lists of ids, got {type(given).__name__}")
     for one in given:
         if str(one) not in items:
             known = shown_names(items)
-            raise RowError(f"{result.label}: unknown id {str(one)[:60]!r}; known: {known}")
+            raise RowError(f"{label}: unknown id {str(one)[:60]!r}; known: {known}")
     return [str(one) for one in given]
 
 

@@ -1,0 +1,400 @@
+"""People rank in Label Studio: a real one, in an environment of its own, on SQLite.
+
+`make studiotest`, or RLHF_LABEL_STUDIO=PATH of its command; the tests without a server run
+everywhere.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import yaml
+from ranking_server import some_items
+from test_deployments import BIN, process, started_server, tiny
+from test_flow import TINY
+from test_waiting import states, wait_for
+
+from flows.command import main
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import InputError
+from rlhf_core.recipe import parse_config
+from tasks.label_studio.client import read_token
+from tasks.label_studio.project import ID_PREFIX, Project, labelling_config, task_of
+from tasks.ranking_page.answers import Answers, answers_path, standing
+from tasks.ranking_page.queue import Item
+from tasks.reporting.lineage import load_run
+from tasks.step import open_store
+
+PROJECT = Path(__file__).resolve().parents[1]
+OWNER, PASSWORD, TOKEN = (
+    "ada@example.com",
+    "correct-horse-1",
+    "0123456789abcdef0123456789abcdef01234567",
+)
+START_SECONDS = 240
+
+
+def find_label_studio() -> str | None:
+    beside = PROJECT / ".venv-label-studio" / "bin" / "label-studio"
+    return os.environ.get("RLHF_LABEL_STUDIO") or (str(beside) if beside.exists() else None)
+
+
+class Studio(NamedTuple):
+    """A running Label Studio, and people who annotate over its REST API."""
+
+    url: str
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        headers = {"Authorization": f"Token {TOKEN}"}
+        answer = httpx.request(method, self.url + path, json=body, headers=headers, timeout=60)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def tasks(self, title: str) -> list[dict[str, Any]]:
+        (found,) = [p for p in self.ask("GET", "/api/projects")["results"] if p["title"] == title]
+        query = "exportType=JSON&download_all_tasks=true"
+        return list(self.ask("GET", f"/api/projects/{found['id']}/export?{query}"))
+
+    def annotate(self, task: Mapping[str, Any], ranker: Any, **fields: Any) -> int:
+        body = {"result": [as_result(ranker)], "lead_time": 60.0, **fields}
+        return int(self.ask("POST", f"/api/tasks/{task['id']}/annotations/", body)["id"])
+
+    def rank_all(self, title: str) -> list[dict[str, Any]]:
+        """Rank all tasks, the shortest text first; returns them."""
+        tasks = self.tasks(title)
+        for task in tasks:
+            order = sorted(task["data"]["texts"], key=lambda text: len(text["body"]))
+            self.annotate(task, {"ranked": [text["id"] for text in order], "unusable": []})
+        return tasks
+
+
+def as_result(ranker: Any) -> dict[str, Any]:
+    """A result as Label Studio's page stores it."""
+    return {
+        "id": "r1",
+        "from_name": "ranking",
+        "to_name": "texts",
+        "type": "ranker",
+        "value": {"ranker": ranker},
+    }
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    command = find_label_studio()
+    if command is None:
+        pytest.skip("there is no Label Studio here; make studio installs one")
+    folder = tmp_path_factory.mktemp("label-studio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    words = [command, "start", "--no-browser", "--port", str(port)]
+    words += ["--internal-host", "127.0.0.1", "--data-dir", str(folder)]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "LABEL_STUDIO_USERNAME": OWNER,
+        "LABEL_STUDIO_PASSWORD": PASSWORD,
+        "LABEL_STUDIO_USER_TOKEN": TOKEN,
+        "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
+        "COLLECT_ANALYTICS": "False",
+        "LATEST_VERSION_CHECK": "False",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with process(words, folder / "log", environment):
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.5)
+        yield Studio(url)
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_TOKEN", TOKEN)
+
+
+def config_of(folder: Path, url: str, **label_studio: Any) -> PipelineConfig:
+    return parse_config(
+        {
+            "name": "mine",
+            "paths": {"root": str(folder)},
+            "feedback": {
+                "source": "label_studio",
+                "guidelines": "Be *fair*",
+                "label_studio": {"url": url, **label_studio},
+            },
+        }
+    )
+
+
+def ids_of(task: Mapping[str, Any]) -> list[str]:
+    return [text["id"] for text in task["data"]["texts"]]
+
+
+def said(config: PipelineConfig) -> dict[str, tuple[str, tuple[tuple[str, ...], ...], str]]:
+    """item_id -> kind, levels and reason of what stands."""
+    with closing(Answers(answers_path(config))) as answers:
+        events = standing(answers.events)
+        assert len({event.item_id for event in events}) == len(events)
+        return {event.item_id: (event.kind, event.levels, event.reason) for event in events}
+
+
+def pull(config: PipelineConfig, items: Sequence[Item]) -> int:
+    """Take in what has come; returns the number of all events."""
+    with (
+        closing(Answers(answers_path(config))) as answers,
+        closing(Project(config, items)) as project,
+    ):
+        project.pull(answers)
+        return len(answers.events)
+
+
+@pytest.mark.slow
+def test_what_is_said_in_label_studio_is_what_counts(
+    studio: Studio, token: None, tmp_path: Path
+) -> None:
+    config, items = config_of(tmp_path, studio.url, project="what is said"), some_items(8)
+    assert pull(config, items) == 0
+    assert pull(config, items) == 0  # nothing is imported twice
+    tasks = studio.tasks("what is said")
+    assert {task["data"]["item_id"] for task in tasks} == {item.item_id for item in items}
+    assert len({tuple(text["title"] for text in task["data"]["texts"]) for task in tasks}) == 1
+    texts = {item.item_id: item.texts for item in items}
+    for task in tasks:
+        shown = {t["id"].removeprefix(ID_PREFIX): t["body"] for t in task["data"]["texts"]}
+        assert shown == texts[task["data"]["item_id"]]
+    wanted: dict[str, Any] = {}
+
+    def key(task: Mapping[str, Any]) -> str:
+        return str(task["data"]["item_id"])
+
+    def level(*ids: str) -> tuple[str, ...]:
+        return tuple(sorted(text.removeprefix(ID_PREFIX) for text in ids))
+
+    full, buckets, partial, skipped, unknown, changed, gone, bare = tasks
+    a, b, c, d = ids_of(full)
+    studio.annotate(full, {"ranked": [c, a, d, b], "unusable": []})
+    wanted[key(full)] = ("ranking", (level(c), level(a), level(d), level(b)), "")
+    a, b, c, d = ids_of(buckets)
+    studio.annotate(buckets, {"_": [], "ranked": [d, b], "unusable": [a, c]})
+    wanted[key(buckets)] = ("ranking", (level(d), level(b), level(a, c)), "")
+    a, b, c, d = ids_of(partial)
+    studio.annotate(partial, {"_": [b], "ranked": [d, a, c], "unusable": []})
+    wanted[key(partial)] = ("ranking", (level(d), level(a), level(c)), "")
+    studio.annotate(skipped, [], result=[], was_cancelled=True)
+    wanted[key(skipped)] = ("skip", (), "skipped in Label Studio")
+    studio.annotate(unknown, {"ranked": ["text-nobody", *ids_of(unknown)]})
+    a, b, c, d = ids_of(changed)
+    first = studio.annotate(changed, {"ranked": [a, b, c, d]})
+    wanted[key(changed)] = ("ranking", (level(a), level(b), level(c), level(d)), "")
+    second = studio.annotate(gone, {"ranked": ids_of(gone)})
+    studio.annotate(bare, {"ranked": [ids_of(bare)[0]]})
+    num_events = pull(config, items)
+    found = said(config)
+    assert found.pop(key(unknown))[2].startswith("refused: ranking: unknown id 'text-nobody'")
+    assert found.pop(key(bare))[2].startswith("refused: a ranking needs at least two texts")
+    assert found.pop(key(gone))[0] == "ranking"
+    assert found == wanted
+    assert pull(config, items) == num_events  # nothing is taken in twice
+    studio.ask(
+        "PATCH", f"/api/annotations/{first}/", {"result": [as_result({"ranked": [d, c, b, a]})]}
+    )
+    studio.ask("DELETE", f"/api/annotations/{second}/")
+    wanted[key(changed)] = ("ranking", (level(d), level(c), level(b), level(a)), "")
+    num_events = pull(config, items)
+    found = said(config)
+    assert key(gone) not in found
+    assert found[key(changed)] == wanted[key(changed)]
+    assert pull(config, items) == num_events
+    # An earlier model's project with the same title: new items come beside the old ones.
+    more = some_items(9)
+    pull(config, more)
+    assert len(studio.tasks("what is said")) == 9
+
+
+@pytest.mark.slow
+def test_untouched_rankings_are_flagged(studio: Studio, token: None, tmp_path: Path) -> None:
+    config, items = config_of(tmp_path, studio.url, project="untouched"), some_items(2, texts=12)
+    pull(config, items)
+    quick, slow = studio.tasks("untouched")
+    studio.annotate(quick, {"rank": ids_of(quick)}, lead_time=1.0)
+    studio.annotate(slow, {"rank": ids_of(slow)}, lead_time=600.0)
+    pull(config, items)
+    with closing(Answers(answers_path(config))) as answers:
+        notes = {event.item_id: event.note for event in answers.events}
+    assert "quicker than anybody reads" in notes[quick["data"]["item_id"]]
+    assert notes[slow["data"]["item_id"]] == ""
+
+
+@pytest.mark.slow
+def test_a_personal_token_is_traded_for_short_lived_ones(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    personal = studio.ask("POST", "/api/token/")["token"]
+    monkeypatch.setenv("MY_TOKEN", personal)
+    config = config_of(tmp_path, studio.url, project="personal", token="env:MY_TOKEN")
+    assert pull(config, some_items(2)) == 0
+    monkeypatch.setenv("MY_TOKEN", personal[:-4] + "AAAA")
+    with pytest.raises(InputError, match="refuses this token") as caught:
+        pull(config, some_items(2))
+    assert personal[:20] not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_goes_through_label_studio(studio: Studio, token: None, tmp_path: Path) -> None:
+    """It puts the texts there, waits, and goes on by itself when two people have ranked them."""
+    recipe = tmp_path / "recipe.yaml"
+    feedback = {
+        "source": "label_studio",
+        "rankings_per_prompt": 1,
+        "label_studio": {"url": studio.url, "project": "a whole run"},
+    }
+    paths = {"root": str(tmp_path / "artifacts"), "runs": str(tmp_path / "runs")}
+    recipe.write_text(yaml.safe_dump({**TINY, "paths": paths, "feedback": feedback}))
+    words = [sys.executable, "-u", "-m", "flows.command", "run", str(recipe)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "LABEL_STUDIO_TOKEN": TOKEN}
+    log = tmp_path / "log"
+    with process(words, log, environment):
+        wait_until(lambda: "are to be ranked at" in log.read_text(), log)
+        tasks = studio.rank_all("a whole run")
+        wait_until((tmp_path / "runs" / "tiny" / "run.json").exists, log)
+    run = load_run(tmp_path / "runs" / "tiny")
+    rankings = open_store(run.config).open_table(run.results["feedback"].tables["rankings"])
+    assert len(rankings) == len(tasks)
+    assert set(rankings["annotator"]) == {OWNER}
+    assert set(rankings["source"]) == {"label_studio"}
+    assert TOKEN not in log.read_text()
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_suspended_run_is_woken_by_what_is_said_in_label_studio(
+    studio: Studio, tmp_path: Path
+) -> None:
+    """A deployment; its token lies in a Secret block of the server."""
+    config = tiny(
+        tmp_path,
+        feedback={
+            "source": "label_studio",
+            "rankings_per_prompt": 1,
+            "wait": "suspend",
+            "label_studio": {"url": studio.url, "project": "suspended", "token": "block:studio"},
+        },
+    )
+    with started_server(tmp_path) as server:
+        done = server.command("make", "-o", ".venv/.ready", "deploy", f"BIN={BIN}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        code = (
+            "from prefect.blocks.system import Secret; "
+            f"Secret(value='{TOKEN}').save('studio', overwrite=True)"
+        )
+        assert server.command(sys.executable, "-c", code).returncode == 0
+        words = ["prefect", "worker", "start", "--pool", "rlhf"]
+        environment = {**server.environment, "RLHF_HOME": str(PROJECT)}
+        with process(words, tmp_path / "worker.log", environment):
+            run_id = server.start_run("rlhf/demo", {"config": config})
+            wait_for(server, run_id, "Suspended")
+            before = server.start_run("rlhf-resume/resume", {})
+            assert server.wait(before)["state_type"] == "COMPLETED"
+            assert server.run(run_id)["state_name"] == "Suspended"
+            tasks = studio.rank_all("suspended")
+            server.start_run("rlhf-resume/resume", {})
+            assert server.wait(run_id)["state_type"] == "COMPLETED"
+        found = states(server, run_id)
+        kept = [one["message"] for one in server.filter("logs", limit=200)]
+    assert found["sft"][-1] == found["sample"][-1] == "Cached"
+    assert not any(TOKEN in line for line in kept)
+    run = load_run(tmp_path / "runs" / "tiny")
+    assert run.results["feedback"].tables["rankings"].num_rows == len(tasks)
+    for folder in ("artifacts", "runs"):
+        for path in (tmp_path / folder).rglob("*"):
+            assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def wait_until(holds: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.3)
+
+
+def test_a_task_holds_its_texts_in_an_order_of_the_seed() -> None:
+    (item,) = some_items(1, texts=8)
+    task = task_of(item, 0)
+    assert task == task_of(item, 0)
+    assert task != task_of(item, 1)
+    assert sorted(text["id"] for text in task["texts"]) == sorted(ID_PREFIX + t for t in item.texts)
+    assert not any(text["id"].isdigit() for text in task["texts"])
+    assert "<Ranker" in labelling_config()
+
+
+@pytest.mark.parametrize(
+    ("feedback", "words"),
+    [
+        ({}, "label_studio.url must be given"),
+        ({"label_studio": {"url": "ftp://x"}}, "feedback.label_studio.url"),
+        ({"label_studio": {"url": "http://x", "token": "secret"}}, "feedback.label_studio.token"),
+    ],
+)
+def test_a_recipe_says_where_it_is(feedback: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        parse_config({"feedback": {"source": "label_studio", **feedback}})
+
+
+def test_a_missing_token_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABEL_STUDIO_TOKEN", raising=False)
+    with pytest.raises(InputError, match="the environment variable is not set"):
+        read_token("env:LABEL_STUDIO_TOKEN")
+
+
+def test_a_server_that_is_away_is_one_line(
+    token: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.label_studio.client.FIRST_PAUSE_SECONDS", 0.01)
+    with pytest.raises(InputError, match="no answer") as caught:
+        pull(config_of(tmp_path, "http://127.0.0.1:9"), some_items(1))
+    assert TOKEN not in str(caught.value)
+
+
+def test_it_does_not_follow_a_token_elsewhere(token: None, tmp_path: Path) -> None:
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    seen: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{server.server_port}/thief")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(InputError, match="answers 302, not as Label Studio does"):
+        pull(config_of(tmp_path, f"http://127.0.0.1:{server.server_port}"), some_items(1))
+    server.shutdown()
+    assert "/thief" not in seen
+
+
+def test_main_knows_rank_without_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", "demo"]) == 2
+    assert "feedback.source is simulated" in capsys.readouterr().err
