@@ -12,10 +12,10 @@ STUDIO_PORT ?= 8080
 TEMPLATE := --base-job-template deployments/pools/$(POOL_TYPE).json
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e deploy worker serve automations test proofs browser studio studiotest chaos fuzz mutants check bench ablation help clean
+.PHONY: setup demo e2e deploy worker serve automations test proofs browser label-studio label-studio-test chaos fuzz mutants check bench ablation help clean
 
 help: ## this list
-	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: $(READY) ## make .venv with everything pinned
 
@@ -61,12 +61,12 @@ browser: $(READY) ## the ranking page in a real browser (needs Chromium and chro
 	$(PYTHON) -m venv .venv-label-studio
 	.venv-label-studio/bin/python -m pip install --quiet --disable-pip-version-check label-studio==1.23.2
 
-studio: .venv-label-studio/bin/label-studio ## a Label Studio on this machine, in an environment of its own (1 GB)
+label-studio: .venv-label-studio/bin/label-studio ## a Label Studio on this machine, in an environment of its own (1 GB)
 	@echo "http://127.0.0.1:$(STUDIO_PORT): sign up there, then Account & Settings has your token"
 	COLLECT_ANALYTICS=False LATEST_VERSION_CHECK=False .venv-label-studio/bin/label-studio start \
 		--no-browser --internal-host 127.0.0.1 --port $(STUDIO_PORT) --data-dir .label-studio
 
-studiotest: $(READY) .venv-label-studio/bin/label-studio ## the tests against a real Label Studio
+label-studio-test: $(READY) .venv-label-studio/bin/label-studio ## the tests against a real Label Studio
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_label_studio.py
 
 chaos: $(READY) ## kill runs, damage files, fill the disk; every result must be that of a quiet run

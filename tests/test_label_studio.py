@@ -1,6 +1,6 @@
 """People rank in Label Studio: a real one, in an environment of its own, on SQLite.
 
-`make studiotest`, or RLHF_LABEL_STUDIO=PATH of its command; the tests without a server run
+`make label-studio-test`, or RLHF_LABEL_STUDIO=PATH of its command; the tests without a server run
 everywhere.
 """
 
@@ -90,7 +90,7 @@ def as_result(ranker: Any) -> dict[str, Any]:
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     command = find_label_studio()
     if command is None:
-        pytest.skip("there is no Label Studio here; make studio installs one")
+        pytest.skip("there is no Label Studio here; make label-studio installs one")
     folder = tmp_path_factory.mktemp("label-studio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
