@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.errors import InputError
 
@@ -80,6 +80,22 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--host", help="address to listen on; default feedback.server.host")
     rank.add_argument("--port", type=int, help="0: any that is free; default feedback.server.port")
     rank.set_defaults(run=_rank)
+
+    judge = commands.add_parser(
+        "judge", help="people compare a finished run's texts, SFT's and PPO's, blind"
+    )
+    judge.add_argument("name", metavar="RUN", help="name or folder of a run")
+    judge.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s"
+    )
+    judge.add_argument("--prompts", type=int, default=100, metavar="N", help="default %(default)s")
+    judge.add_argument(
+        "--people-per-prompt", type=int, default=1, metavar="N", help="default %(default)s"
+    )
+    judge.add_argument("--annotators", metavar="A,B", help="names; default feedback.annotators")
+    judge.add_argument("--host", help="address to listen on; default feedback.server.host")
+    judge.add_argument("--port", type=int, help="0: any that is free; default feedback.server.port")
+    judge.set_defaults(run=_judge)
 
     generate = commands.add_parser("generate", help="texts of a trained model")
     generate.add_argument("prompts", metavar="PROMPT", nargs="+", help="text to go on from")
@@ -204,12 +220,38 @@ def _rank(options: argparse.Namespace) -> int:
 
     given = {"feedback.server.host": options.host, "feedback.server.port": options.port}
     if options.annotators is not None:
-        given["feedback.annotators"] = [name.strip() for name in options.annotators.split(",")]
+        given["feedback.annotators"] = _names(options.annotators)
     options.overrides += [f"{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
     config = _config(options)
     from flows.rank import rank
 
     return rank(config)
+
+
+def _judge(options: argparse.Namespace) -> int:
+    for name in ("prompts", "people_per_prompt"):
+        if getattr(options, name) < 1:
+            raise InputError(
+                f"--{name.replace('_', '-')} must be > 0, got {getattr(options, name)}"
+            )
+    feedback: dict[str, Any] = {}
+    if options.annotators is not None:
+        feedback["annotators"] = _names(options.annotators)
+    server = {"host": options.host, "port": options.port}
+    feedback["server"] = {name: value for name, value in server.items() if value is not None}
+    from flows.judge import judge
+
+    return judge(
+        options.name,
+        options.runs,
+        num_prompts=options.prompts,
+        people_per_prompt=options.people_per_prompt,
+        feedback=feedback,
+    )
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",")]
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -246,6 +288,10 @@ def _report(options: argparse.Namespace) -> int:
     from flows.overview import saved_report
 
     path, headline = saved_report(options.name, options.runs)
+    from flows.judge import has_new_judgements, refresh_report
+
+    if has_new_judgements(options.name, options.runs):
+        refresh_report(options.name, options.runs)
     if headline:
         print(headline)
     print(path)

@@ -150,6 +150,20 @@ def _places(folder: Path) -> Table:
     return table
 
 
+def run_folder(run: str, runs: Path) -> Path:
+    """The folder of a run, by its name or as it is given.
+
+    Raises:
+        InputError: there is no such run; says which there are.
+    """
+    folder = Path(run) if (Path(run) / "run.json").exists() else runs / run
+    if not folder.is_dir():
+        known = sorted(path.parent.name for path in runs.glob("*/run.json"))
+        there = f"; there are: {', '.join(known)}" if known else ""
+        raise InputError(f"{folder}: no such run{there}")
+    return folder
+
+
 def saved_report(run: str, runs: Path) -> tuple[Path, str]:
     """The report's path and the headline of a run that has ended.
 
@@ -160,11 +174,7 @@ def saved_report(run: str, runs: Path) -> tuple[Path, str]:
     Raises:
         InputError: there is no such run, or it has not come to its report.
     """
-    folder = Path(run) if (Path(run) / "run.json").exists() else runs / run
-    if not folder.is_dir():
-        known = sorted(path.parent.name for path in runs.glob("*/run.json"))
-        there = f"; there are: {', '.join(known)}" if known else ""
-        raise InputError(f"{folder}: no such run{there}")
+    folder = run_folder(run, runs)
     path = folder / "report.html"
     if not path.exists():
         raise InputError(f"{path}: not there; the run has not come to its report, run it again")

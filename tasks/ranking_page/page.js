@@ -171,6 +171,7 @@ function showItem() {
   shownAt = performance.now();
   hiddenSince = document.hidden ? shownAt : null;
   $("prompt").textContent = item.prompt;
+  $("work").classList.toggle("pair", item.texts.length === 2);
   letters = new Map(item.texts.map((text, n) => [text.id, letter(n)]));
   cards = new Map(item.texts.map((text) => [text.id, makeCard(text)]));
   render();
@@ -320,6 +321,9 @@ function choose(id, level) {
   if (isRanked(id)) without(id);
   else if (level && levels.length) levels.at(-1).push(id);
   else levels.push([id]);
+  // Of two texts, the better one says it all.
+  const left = item.texts.filter((text) => !isRanked(text.id));
+  if (item.texts.length === 2 && left.length === 1 && isRanked(id)) levels.push([left[0].id]);
   changed(id);
 }
 

@@ -111,7 +111,7 @@ def _end(sentence: str) -> str:
 
 
 def _support(data: RunData) -> list[str]:
-    lines = []
+    lines = [judged.sentence() for judged in data.judged]
     policy, sft = data.estimate("ppo", "task_metric"), data.estimate("sft", "task_metric")
     if policy and sft:
         lines.append(
@@ -146,6 +146,7 @@ def _tiles(data: RunData) -> list[Tile]:
     for metric, label in (
         ("win_rate", "Wins against SFT"),
         ("task_win_rate", "Wins by task metric"),
+        ("people_win_rate", "Preferred by people"),
     ):
         estimate = data.estimate("ppo", metric)
         if estimate:

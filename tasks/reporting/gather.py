@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import pandas as pd
 
 from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import InputError
 from rlhf_core.records import StepResult
+from tasks.judging import Judged, as_row, read_judged
 from tasks.reporting.numbers import Estimate
 from tasks.store import ArtifactDamaged, ArtifactStore
 
@@ -62,6 +64,7 @@ class RunData:
     metrics: dict[str, pd.DataFrame] = field(default_factory=dict)
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
 
     def table(self, step: str, name: str) -> pd.DataFrame | None:
         """A table of a step; None when it is not there or has no rows."""
@@ -147,7 +150,24 @@ def gather(
                 data.metrics[step] = frame
             else:
                 data.tables[step, name] = frame
+    _add_judgements(data, store)
     return data
+
+
+def _add_judgements(data: RunData, store: ArtifactStore) -> None:
+    """What people have said of the result stands beside what was measured."""
+    frame = data.table("evaluate", "evaluation")
+    if frame is None:
+        return
+    try:
+        judged = read_judged(data.config, data.results, store)
+    except (ArtifactDamaged, InputError, OSError, ValueError) as error:
+        _unreadable(data, error)
+        return
+    if judged is not None:
+        data.judged.append(judged)
+        row = pd.DataFrame([as_row(judged, int(frame["metric_version"].iloc[0]))])
+        data.tables["evaluate", "evaluation"] = pd.concat([frame, row], ignore_index=True)
 
 
 def _unreadable(data: RunData, error: Exception) -> None:

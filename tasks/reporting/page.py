@@ -70,6 +70,7 @@ def render_page(data: RunData, headline: Headline) -> str:
         gate=data.gate,
         guard=guard_reason(data),
         kept_update=kept_update(data),
+        judged=data.judged,
         samples=choose_samples(data),
         rollouts=_rollouts(data),
         caveats=caveats(data),

@@ -162,24 +162,24 @@ def _best_of_n(data: RunData) -> list[tuple[int, float]]:
 
 
 def forest_panel(data: RunData) -> Panel | None:
-    """Win rates against SFT with their intervals, by the reward model and by the task metric."""
+    """Win rates against SFT with intervals, by the reward model, the task metric, and people."""
+    metrics = ("win_rate", "task_win_rate", "people_win_rate")
     rows = [
-        (model, data.estimate(model, "win_rate"), data.estimate(model, "task_win_rate"))
+        (model, [data.estimate(model, metric) for metric in metrics])
         for model in data.models
         if model != "sft"
     ]
-    rows = [row for row in rows if row[1] or row[2]]
+    rows = [row for row in rows if any(row[1])]
     if not rows:
         return None
 
     def draw(axes: Axes) -> None:
         axes.axvline(0.5, color=SOFT, lw=1)
-        for place, (model, *estimates) in enumerate(reversed(rows)):
+        for place, (model, estimates) in enumerate(reversed(rows)):
             colour = ACCENT if model == "ppo" else INK
-            for estimate, shift, marker in zip(estimates, (0.14, -0.14), ("o", "s"), strict=True):
-                if estimate is None:
-                    continue
-                y = place + (shift if all(estimates) else 0)
+            shown = [(e, marker) for e, marker in zip(estimates, "os^", strict=True) if e]
+            for number, (estimate, marker) in enumerate(shown):
+                y = place + 0.26 * ((len(shown) - 1) / 2 - number)
                 if estimate.low is not None and estimate.high is not None:
                     axes.plot([estimate.low, estimate.high], [y, y], color=colour, lw=1.5)
                 fill = colour if marker == "o" else PAPER

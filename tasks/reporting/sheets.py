@@ -17,6 +17,7 @@ SHARES = {
     "task_win_rate_vs_demonstrations",
     "task_accuracy",
     "length_controlled_win_rate",
+    "people_win_rate",
     "eos_share",
 }
 METRIC_NAMES = {
@@ -27,6 +28,7 @@ METRIC_NAMES = {
     "task_metric_minus_sft": "Task metric less SFT's",
     "task_accuracy": "Pairs right by task metric",
     "task_win_rate": "Wins vs SFT by task metric",
+    "people_win_rate": "Wins vs SFT by people",
     "task_win_rate_vs_best_sft": "Wins vs best SFT by task metric",
     "task_win_rate_vs_demonstrations": "Wins vs demonstrations by task metric",
     "kl": "KL to SFT, nats",
@@ -37,6 +39,7 @@ METRIC_NAMES = {
 }
 QUALITY = ("score", "win_rate", "task_metric", "task_metric_minus_sft", "task_win_rate")
 FURTHER = (
+    "people_win_rate",
     "length_controlled_win_rate",
     "task_win_rate_vs_best_sft",
     "task_win_rate_vs_demonstrations",
