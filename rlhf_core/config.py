@@ -337,6 +337,14 @@ class Feedback(Section):
         description="simulated: annotators per prompt. page, label_studio: people asked per "
         "prompt, all where they are fewer.",
     )
+    select: Literal["all", "uncertain"] = Field(
+        "all",
+        description="page, simulated: which prompts people are asked about. all: every one, in "
+        "orders of their own. uncertain: first those whose ratings would lose most by being wrong.",
+    )
+    max_rankings: PositiveInt | None = Field(
+        None, description="Rankings that people are asked for in all; null: no limit."
+    )
     max_rejected_share: Share = Field(
         0.01, description="Share of bad ranking rows above which the run stops."
     )
@@ -395,6 +403,10 @@ class Feedback(Section):
     def _label_studio_is_somewhere(self) -> "Feedback":
         if self.source == "label_studio" and self.label_studio.url is None:
             raise ValueError("label_studio.url must be given where source is label_studio")
+        if self.source == "label_studio" and self.select != "all":
+            raise ValueError(
+                "select must be all where source is label_studio, which hands out its tasks itself"
+            )
         return self
 
     @model_validator(mode="after")

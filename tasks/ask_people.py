@@ -149,7 +149,8 @@ def asking(config: PipelineConfig, items: list[Item]) -> Iterator[Asking]:
 
 def _tally(config: PipelineConfig, items: list[Item], answers: Answers) -> Tally:
     if config.feedback.source == "label_studio":  # whoever is there may answer
-        return Tally(items, answers, config.feedback.rankings_per_prompt)
+        settings = config.feedback
+        return Tally(items, answers, settings.rankings_per_prompt, settings.max_rankings)
     return make_queue(config, items, answers)
 
 
@@ -180,8 +181,9 @@ def items_to_rank(
 
 
 def _wanted(queue: Tally, settings: Feedback) -> int:
-    everyone = queue.target * len(queue.items)
-    return everyone if settings.min_rankings is None else min(settings.min_rankings, everyone)
+    if settings.min_rankings is None:
+        return queue.wanted
+    return min(settings.min_rankings, queue.wanted)
 
 
 def _missing(queue: Tally, settings: Feedback) -> str:

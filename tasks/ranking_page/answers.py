@@ -8,7 +8,7 @@ its own; nothing is changed or removed, and the database refuses to.
 import hashlib
 import json
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -124,7 +124,7 @@ class Answers:
         self._standing: dict[tuple[str, str, int], Event] = {}
         self._last: dict[str, list[Event]] = {}
         self._undone: dict[str, list[Event]] = {}
-        self._num_rankings: Counter[str] = Counter()
+        self._rankings: defaultdict[str, dict[str, Event]] = defaultdict(dict)
         self._num_answers: Counter[str] = Counter()
         self._by_id: dict[str, Event] = {}
         self._number = 0
@@ -166,7 +166,7 @@ class Answers:
 
     def num_rankings(self, item_id: str) -> int:
         """People whose ranking of an item stands, repetitions left out."""
-        return self._num_rankings[item_id]
+        return len(self._rankings[item_id])
 
     def add_texts(self, prompts: Mapping[str, str], texts: Mapping[str, tuple[str, str]]) -> None:
         """Keep what is going to be shown.
@@ -183,6 +183,10 @@ class Answers:
                 "INSERT OR IGNORE INTO texts VALUES (?, ?, ?)",
                 [(text, prompt, response) for text, (prompt, response) in texts.items()],
             )
+
+    def rankings_of(self, item_id: str) -> list[Event]:
+        """Standing rankings of an item, repetitions left out, by person."""
+        return list(self._rankings[item_id].values())
 
     def num_answers(self, item_id: str) -> int:
         """People whose ranking or skip of an item stands, repetitions left out."""
@@ -250,7 +254,11 @@ class Answers:
             change = 1
         if event.round == 0:
             self._num_answers[event.item_id] += change
-            self._num_rankings[event.item_id] += change * (event.kind == "ranking")
+            rankings = self._rankings[event.item_id]
+            if event.kind == "ranking" and change > 0:
+                rankings[event.annotator] = event
+            else:
+                rankings.pop(event.annotator, None)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

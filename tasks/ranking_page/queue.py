@@ -8,17 +8,25 @@ where it was.
 """
 
 import hashlib
+import heapq
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from rlhf_core.config import PipelineConfig
 from tasks.ranking_page.answers import Answers, Event
 from tasks.readers.rows import normalise_response
+from tasks.selection import urgency
 from tasks.tables import digest_id
 
 REPEAT_AFTER = 8
 """Answers of a person between an item and its repetition, unless nothing else is left."""
+
+
+ALIKE = 0.9
+"""Items with so much of the urgency of the most urgent one are as good."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,18 @@ class Tally:
         items: what is ranked.
         answers: what was said so far.
         target: people per prompt.
+        max_rankings: rankings in all after which nobody is asked any more; None: no limit.
     """
 
-    def __init__(self, items: Sequence[Item], answers: Answers, target: int) -> None:
+    def __init__(
+        self, items: Sequence[Item], answers: Answers, target: int, max_rankings: int | None = None
+    ) -> None:
         self.items = {item.item_id: item for item in items}
         self.answers = answers
         self.target = target
+        self.wanted = target * len(self.items)
+        if max_rankings is not None:
+            self.wanted = min(self.wanted, max_rankings)
 
     def num_rankings(self) -> int:
         """Rankings of these items, without repetitions."""
@@ -107,7 +121,8 @@ class Tally:
 
     def complete(self) -> bool:
         """Whether nobody is left to ask; repetitions are not waited for."""
-        return not any(self.is_open(key) for key in self.items)
+        enough = self.num_rankings() >= self.wanted
+        return enough or not any(self.is_open(key) for key in self.items)
 
     def is_open(self, item_id: str) -> bool:
         """Whether somebody is still to be asked about an item."""
@@ -124,6 +139,8 @@ class Queue(Tally):
         seed: of orders and choices.
         rankings_per_prompt: people per prompt; all of them where they are fewer.
         repeat_share: share of a person's prompts that come back to them.
+        select: all, or uncertain: whoever comes is asked where it helps most.
+        max_rankings: rankings in all after which nobody is asked any more; None: no limit.
     """
 
     def __init__(
@@ -135,8 +152,13 @@ class Queue(Tally):
         seed: int,
         rankings_per_prompt: int,
         repeat_share: float,
+        select: Literal["all", "uncertain"] = "all",
+        max_rankings: int | None = None,
     ) -> None:
-        super().__init__(items, answers, min(rankings_per_prompt, len(annotators)))
+        target = min(rankings_per_prompt, len(annotators))
+        super().__init__(items, answers, target, max_rankings)
+        self._select = select
+        self._urgency: dict[str, tuple[int, float]] = {}
         self.annotators = tuple(annotators)
         self._seed = seed
         self._repeat_share = repeat_share
@@ -162,9 +184,9 @@ class Queue(Tally):
         repeats = self._repeats(annotator, mine)
         if repeats and self._since(mine, repeats[0]) >= REPEAT_AFTER:
             return self.showing(annotator, repeats[0], 1)
-        open_items = self._open(annotator)
-        if open_items:
-            return self.showing(annotator, open_items[0], 0)
+        chosen = self._next_open(annotator)
+        if chosen is not None:
+            return self.showing(annotator, chosen, 0)
         return self.showing(annotator, repeats[0], 1) if repeats else None
 
     def showing(self, annotator: str, item_id: str, number: int) -> Showing:
@@ -178,9 +200,11 @@ class Queue(Tally):
         mine = self._mine(annotator)
         left = [k for k in self._assigned[annotator] if self._is_open(annotator, k)]
         repeats = self._repeats(annotator, mine)
-        total = len(mine) + len(left) + len(repeats)
         everyone = sum(min(self.answers.num_rankings(key), self.target) for key in self.items)
-        return Progress(len(mine), total, everyone, self.target * len(self.items))
+        still = max(self.wanted - everyone, 0)
+        share = len(left) if self._select == "all" else -(-still // len(self.annotators))
+        total = len(mine) + min(share, still) + len(repeats)
+        return Progress(len(mine), total, min(everyone, self.wanted), self.wanted)
 
     def is_open(self, item_id: str) -> bool:
         """Whether an item lacks a ranking, and somebody is there who has not answered it."""
@@ -191,9 +215,26 @@ class Queue(Tally):
         last = next(reversed(self.answers.answers_of(annotator)), None)
         return last if last is not None and last.item_id in self.items else None
 
-    def _open(self, annotator: str) -> list[str]:
-        keys = [*self._assigned[annotator], *self._others[annotator]]
-        return [key for key in keys if self._is_open(annotator, key)]
+    def _next_open(self, annotator: str) -> str | None:
+        if self.num_rankings() >= self.wanted:
+            return None
+        mine = itertools.chain(self._assigned[annotator], self._others[annotator])
+        left = (key for key in mine if self._is_open(annotator, key))
+        if self._select == "all":
+            return next(left, None)
+        # People who come at the same time get different ones of the most urgent.
+        best = heapq.nlargest(2 * len(self.annotators), left, key=self._urgency_of)
+        alike = [k for k in best if self._urgency_of(k) >= ALIKE * self._urgency_of(best[0])]
+        return min(alike, key=lambda key: self._hash("urgent", annotator, key), default=None)
+
+    def _urgency_of(self, item_id: str) -> float:
+        number = self.answers.num_rankings(item_id)
+        known = self._urgency.get(item_id)
+        if known is None or known[0] != number:
+            rankings = [event.ranks() for event in self.answers.rankings_of(item_id)]
+            texts = list(self.items[item_id].texts)
+            known = self._urgency[item_id] = number, urgency(rankings, texts)
+        return known[1]
 
     def _is_open(self, annotator: str, item_id: str) -> bool:
         if self.answers.answer(annotator, item_id, 0) is not None:
@@ -249,4 +290,6 @@ def make_queue(config: PipelineConfig, items: Sequence[Item], answers: Answers) 
         seed=config.seed,
         rankings_per_prompt=config.feedback.rankings_per_prompt,
         repeat_share=config.feedback.repeat_share,
+        select=config.feedback.select,
+        max_rankings=config.feedback.max_rankings,
     )
