@@ -129,7 +129,7 @@ def test_the_page_asks_first_where_people_disagree(tmp_path: Path) -> None:
         rank(queue, name, order[::-1] if contrary else order)
     counted = [queue.answers.num_rankings(item.item_id) for item in items]
     assert sum(counted) == 40
-    assert min(counted[:2]) > np.mean(counted[2:])
+    assert np.mean(counted[:2]) > np.mean(counted[2:]) + 1
     assert queue.complete()
     assert queue.next("person 0") is None
     assert queue.progress("person 0").everyone == queue.progress("person 0").everyone_total == 40
