@@ -38,14 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+RECIPE_OF_RUN = "recipe.yaml"
+"""In the folder of a run: the recipe that it ran."""
+
+
 def find_recipe(recipe: str) -> Path:
-    """The file of a recipe: a path, or the name of one that ships with the project.
+    """The file of a recipe: a path, the name of one that ships with the project, or a run's folder.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is none of these.
     """
     path = Path(recipe)
     shipped = RECIPES / f"{recipe}.yaml"
+    if (path / RECIPE_OF_RUN).is_file():
+        return path / RECIPE_OF_RUN
     if path.is_file() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
         return path
     if shipped.is_file():
@@ -184,7 +190,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a shipped name: demo")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, a shipped name: demo, or a run's folder"
+    )
     parser.add_argument(
         "--set",
         action="append",

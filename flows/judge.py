@@ -88,9 +88,10 @@ def refresh_report(run: str, runs: Path) -> Path:
 def has_new_judgements(run: str, runs: Path) -> bool:
     """Whether people have judged since the report was written."""
     folder = run_folder(run, runs)
-    if not (folder / "run.json").exists():
+    try:
+        saved = load_run(folder)
+    except InputError:  # of an older version, which has written its report too
         return False
-    saved = load_run(folder)
     path = judge_path(saved.config)
     files = [one for one in (path, path.with_name(f"{path.name}-wal")) if one.exists()]
     written = (folder / "report.html").stat().st_mtime

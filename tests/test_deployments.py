@@ -36,6 +36,7 @@ DEPLOYMENTS = {
     "rlhf/nightly",
     "rlhf-evaluate/evaluate-only",
     "rlhf-gc/gc",
+    "rlhf-resume/resume",
 }
 START_SECONDS = 120
 RUN_SECONDS = 240
@@ -531,7 +532,7 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
         assert progress["type"] == "progress"
         assert progress["data"] == 100
     assert "3/3 updates" in artifacts["ppo-progress"]["description"]
-    assert {"report", "evaluation", "samples", "lineage"} <= set(artifacts)
+    assert {"report", "annotators", "evaluation", "samples", "lineage"} <= set(artifacts)
     logs = worker.filter("logs", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
     ours = [one["message"] for one in logs if one["name"].startswith("rlhf")]
     assert any(line.startswith("[ 8/10] ppo") for line in ours)
