@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from flows.local_run import signals_interrupt
 from flows.overview import run_folder
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
@@ -55,7 +56,11 @@ def judge(
     if not items:
         raise InputError(f"{run}: SFT and PPO wrote the same for all {len(pairs)} prompts")
     place = judging_config(config)
-    with serve_page(place, items) as serving, closing(Answers(judge_path(config))) as answers:
+    with (
+        signals_interrupt(),
+        serve_page(place, items) as serving,
+        closing(Answers(judge_path(config))) as answers,
+    ):
         queue = make_queue(place, items, answers)
         print(f"{len(items)} pairs of texts to judge; each person has a link of their own:")
         for name, link in serving.links().items():

@@ -44,7 +44,7 @@ def run_locally(config: PipelineConfig, *, verify: bool, refresh: bool) -> int:
     """
     server = prepare_prefect()
     _error_log(config).unlink(missing_ok=True)
-    with _signals_interrupt():
+    with signals_interrupt():
         began = time.monotonic()
         try:
             code, summary = _run_flow(config, server, verify=verify, refresh=refresh)
@@ -150,7 +150,7 @@ def peak_memory_bytes() -> int:
 
 
 @contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[None]:
     """SIGTERM ends the run like Ctrl-C."""
 
     def interrupt(number: int, frame: object) -> None:

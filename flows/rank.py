@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from flows.local_run import prepare_prefect, say, signals_interrupt
 from flows.local_server import server_is_configured
 from flows.plan import Planner
 from rlhf_core.config import PipelineConfig
@@ -62,7 +63,7 @@ def rank(config: PipelineConfig) -> int:
             "set feedback.source: page in the recipe (or --set feedback.source=page)"
         )
     items = items_to_rank(config, **texts_to_rank(config))
-    with asking(config, items) as people:
+    with signals_interrupt(), asking(config, items) as people:
         of_their_own = "; each person has a link of their own:" if people.links else ""
         print(f"{len(items)} prompts to rank at {people.url}{of_their_own}")
         for name, link in people.links.items():
@@ -90,8 +91,6 @@ def rank(config: PipelineConfig) -> int:
 def _resume_waiting(name: str) -> None:
     if not server_is_configured():
         return
-    from flows.local_run import prepare_prefect, say
-
     prepare_prefect()
     from flows.waiting import resume_ready
 

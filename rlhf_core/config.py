@@ -5,6 +5,7 @@ fingerprint for the cache. Every field has a unit, a bound and a default that wo
 are errors. A field marked `RUNTIME` cannot change a result and is left out of every fingerprint.
 """
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -34,6 +35,11 @@ def title(name: str, field: Any = None) -> str:
     return words[:1].upper() + words[1:]
 
 
+def _words(name: str) -> str:
+    """`PageServer` -> `page_server`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
 class Section(BaseModel):
     """A frozen group of fields in which unknown keys are errors."""
 
@@ -42,7 +48,7 @@ class Section(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         field_title_generator=title,
-        model_title_generator=lambda section: title(section.__name__.lower()),
+        model_title_generator=lambda section: title(_words(section.__name__)),
     )
 
     @model_validator(mode="before")

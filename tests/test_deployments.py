@@ -149,6 +149,7 @@ def started_server(folder: Path) -> Iterator[Server]:
     }
     words = ["prefect", "server", "start", "--port", str(port)]
     environment["PREFECT_UI_URL"] = url.removesuffix("/api")  # for links in notifications
+    environment["PREFECT_UI_API_URL"] = url  # or its pages would ask port 4200
     with process(words, folder / "server.log", environment):
         deadline = time.monotonic() + START_SECONDS
         while True:

@@ -145,7 +145,7 @@ def test_a_run_is_judged_by_two_people_and_its_report_says_so(
             assert not {"ppo", "sft", "model"} & set(json.dumps(item).split('"'))
             body = person.ranking(item, f"{name}{place:020}")
             assert person.post("/api/answer", body).status_code == 200
-    os.kill(started.pid, signal.SIGINT)
+    os.kill(started.pid, signal.SIGTERM)  # as Ctrl-C, which a background job may ignore
     assert started.wait(SECONDS) == 0, log.read_text()
     assert "By 2 people, blind, on" in log.read_text()
     page = (folder / "report.html").read_text()

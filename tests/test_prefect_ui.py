@@ -1,0 +1,79 @@
+"""A person at Prefect's own pages: fills in the form, starts a run, looks at what it shows.
+
+`make browser`; needs Chromium and chromedriver.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import chromium
+from prefect_ui import PrefectUi
+from test_deployments import BIN, PROJECT, Server, process, started_server, tiny
+
+from tasks.reporting.lineage import load_run
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ui")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    """After `make deploy` and `make worker`, with a tiny recipe as the demo's default."""
+    with started_server(folder) as started:
+        done = started.command("make", "-o", ".venv/.ready", "deploy", f"BIN={BIN}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        path = f"/deployments/{started.deployment('rlhf/demo')['id']}"
+        body = {"parameters": {"config": tiny(folder)}}
+        assert started.ask("PATCH", path, json=body).is_success
+        words = ["prefect", "worker", "start", "--pool", "rlhf"]
+        environment = {**started.environment, "RLHF_HOME": str(PROJECT)}
+        with process(words, folder / "worker.log", environment):
+            yield started
+
+
+def test_a_run_is_started_in_the_form_and_does_what_was_filled_in(
+    server: Server, folder: Path
+) -> None:
+    with chromium(1400, 1100) as driver:
+        ui = PrefectUi(driver, server)
+        ui.show_form("rlhf/demo")
+        labels = ui.labels()
+        for section in ("Model", "Pretrain", "Reward", "Ppo", "Evaluate", "Feedback"):
+            assert section in labels
+        assert labels.index("Ppo") < labels.index("Cliprange") < labels.index("Evaluate")
+        ui.says("Clip of the probability ratio.")
+        assert ui.field("Name").get_property("value") == "tiny"
+        ui.fill("Cliprange", "-1")
+        ui.submit()
+        ui.says("config.ppo.cliprange")
+        assert server.post("/flow_runs/count").json() == 0
+        ui.fill("Cliprange", "0.3")
+        ui.fill("Name", "from-the-form")
+        ui.submit()
+        deadline = time.monotonic() + SECONDS
+        while not (runs := server.filter("flow_runs")):
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        run_id = runs[0]["id"]
+        assert server.wait(run_id)["state_type"] == "COMPLETED"
+        assert server.run(run_id)["name"] == "from-the-form · seed 0"
+        saved = load_run(folder / "runs" / "from-the-form")
+        assert saved.config.ppo.cliprange == 0.3
+        assert saved.config.ppo.updates == tiny(folder)["ppo"]["updates"]
+        ui.show_run(run_id)
+        ui.says("ppo · from-the-form")
+        for key in ("report", "annotators"):
+            ui.show_artifact(run_id, key)
+            ui.until("return document.querySelector('img[src^=\"data:\"]')?.naturalWidth > 0")
+            assert min(ui.pictures()) > 300
+        for key, words in (("samples", "prompt"), ("lineage", "sft"), ("evaluation", "PPO")):
+            ui.show_artifact(run_id, key)
+            ui.says(words)
