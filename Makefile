@@ -12,7 +12,7 @@ STUDIO_PORT ?= 8080
 TEMPLATE := --base-job-template deployments/pools/$(POOL_TYPE).json
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e deploy worker serve automations test proofs browser label-studio label-studio-test chaos fuzz mutants check bench ablation help clean
+.PHONY: setup demo e2e deploy worker serve automations test proofs browser label-studio label-studio-test screenshots chaos fuzz mutants check bench ablation help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -65,6 +65,9 @@ label-studio: .venv-label-studio/bin/label-studio ## a Label Studio on this mach
 	@echo "http://127.0.0.1:$(STUDIO_PORT): sign up there, then Account & Settings has your token"
 	COLLECT_ANALYTICS=False LATEST_VERSION_CHECK=False .venv-label-studio/bin/label-studio start \
 		--no-browser --internal-host 127.0.0.1 --port $(STUDIO_PORT) --data-dir .label-studio
+
+screenshots: $(READY) ## the pictures of the README, from a real run (needs Chromium and chromedriver)
+	$(BIN)/python tests/screenshots.py docs/screenshots
 
 label-studio-test: $(READY) .venv-label-studio/bin/label-studio ## the tests against a real Label Studio
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_label_studio.py

@@ -142,7 +142,7 @@ class Screen:
 
     def tap(self, element: WebElement) -> None:
         """Touch and let go."""
-        self._into_view(element)
+        self.into_view(element)
         finger = PointerInput(interaction.POINTER_TOUCH, "finger")
         actions = ActionBuilder(self.driver, mouse=finger)
         actions.pointer_action.move_to(element)
@@ -151,7 +151,7 @@ class Screen:
         actions.perform()
 
     def _drag(self, kind: str, source: WebElement, to: WebElement, share: float) -> None:
-        self._into_view(source)
+        self.into_view(source)
         boxes = [self._box(element) for element in (source, to)]
         (x, y), (left, top) = (
             (int(b["x"] + b["width"] / 2), int(b["y"] + b["height"] * part))
@@ -172,7 +172,8 @@ class Screen:
         script = "return arguments[0].getBoundingClientRect().toJSON()"
         return dict(self.driver.execute_script(script, element))
 
-    def _into_view(self, element: WebElement) -> None:
+    def into_view(self, element: WebElement) -> None:
+        """Scroll until the element is in the middle."""
         self.driver.execute_script(
             "arguments[0].scrollIntoView({block: 'center', inline: 'nearest'})", element
         )

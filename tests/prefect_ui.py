@@ -46,7 +46,7 @@ class PrefectUi(Screen):
 
         def typed(driver: Any) -> bool:
             field = self.field(title)
-            self._into_view(field)
+            self.into_view(field)
             field.click()
             field.send_keys(Keys.CONTROL, "a")
             field.send_keys(value)
