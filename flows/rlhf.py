@@ -23,6 +23,7 @@ from tasks.reward import check_gate, reward
 from tasks.sample import sample
 from tasks.sft import sft
 from tasks.store import ArtifactDamaged
+from tasks.tracking import check_trackers
 
 MAX_PASSES = 5
 """How often the chain is gone through when artifacts turn out to be damaged as they are opened."""
@@ -64,6 +65,7 @@ def rlhf_pipeline(config: PipelineConfig) -> RunSummary:
         InputError: the user's data or configuration is at fault.
         ArtifactDamaged: artifacts kept being damaged while the run went on.
     """
+    check_trackers(config)
     journal = Journal(config)
     with our_lines():
         for passes in range(1, MAX_PASSES + 1):

@@ -777,6 +777,9 @@ class Report(Section):
     )
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+
+
 class PipelineConfig(Section):
     """A run of the whole pipeline."""
 
@@ -807,6 +810,12 @@ class PipelineConfig(Section):
     ppo: Ppo = Ppo()
     evaluate: Evaluate = Evaluate()
     report: Report = Field(Report(), json_schema_extra=RUNTIME)
+    tracking: tuple[Tracker, ...] = Field(
+        (),
+        description="Trackers that get the metrics of the training steps, besides the report; each "
+        "is an extra of this package.",
+        json_schema_extra=RUNTIME,
+    )
 
 
 def fingerprint(config: BaseModel, *names: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 averaged weights, metrics, and the checkpoint between two steps."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,6 +50,7 @@ class SupervisedTraining:
         prefix: str,
         log_every: int,
         progress: Progress | None,
+        on_metrics: Callable[[Metrics], None] | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -57,6 +59,7 @@ class SupervisedTraining:
         self.prefix = prefix
         self.log_every = log_every
         self.progress = progress or NoProgress()
+        self.on_metrics = on_metrics
         self.signals = DeferredSignals()
         self.optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay)
         self.schedule = linear_schedule(
@@ -100,6 +103,8 @@ class SupervisedTraining:
                 mean = sum(one[name] for one in self.recent) / len(self.recent)
                 self.metrics.append((self.step, f"{self.prefix}/{name}", mean))
             self.recent = []
+            if self.on_metrics is not None:
+                self.on_metrics(self.metrics)
         self.progress.update(self.step, **stats)
 
     def save_when_due(self) -> None:

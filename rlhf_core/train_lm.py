@@ -8,7 +8,7 @@ texts. The mean over each batch's tokens would teach short texts more, and with 
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -49,6 +49,7 @@ def train_lm(
     log_every: int = 10,
     validation: Sequence[Example] = (),
     progress: Progress | None = None,
+    on_metrics: Callable[[Metrics], None] | None = None,
 ) -> Metrics:
     """Train in place, resuming from `work_dir` where a state lies there.
 
@@ -61,6 +62,8 @@ def train_lm(
         work_dir: where checkpoints go.
         precision: of matrix products.
         log_every: optimizer steps between two metrics.
+        on_metrics: called with all metrics so far whenever there are new ones; must not change
+            them.
         validation: examples whose loss is measured after each epoch.
         progress: told the optimizer steps.
 
@@ -80,6 +83,7 @@ def train_lm(
         prefix="train",
         log_every=log_every,
         progress=progress,
+        on_metrics=on_metrics,
     )
     model.train()
     with training.signals:

@@ -49,6 +49,7 @@ def train_reward(
     output_layer: nn.Module | None = None,
     log_every: int = 10,
     progress: Progress | None = None,
+    on_metrics: Callable[[Metrics], None] | None = None,
 ) -> Metrics:
     """Train in place, resuming from `work_dir` where a state lies there.
 
@@ -64,6 +65,8 @@ def train_reward(
         output_layer: hidden states to logits, as the trunk's language model had it; stays as it is.
             Needed where `settings.lm_coef` is not 0.
         log_every: optimizer steps between two metrics.
+        on_metrics: called with all metrics so far whenever there are new ones; must not change
+            them.
         progress: told the optimizer steps.
 
     Returns:
@@ -85,6 +88,7 @@ def train_reward(
         prefix="reward_model",
         log_every=log_every,
         progress=progress,
+        on_metrics=on_metrics,
     )
     shown = [*prompts, *added]
     per_epoch = len(added) // settings.epochs

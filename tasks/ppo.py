@@ -8,6 +8,7 @@ from rlhf_core.errors import InputError
 from rlhf_core.records import ModelArtifact, TableArtifact
 from tasks.lm_common import fitting, set_up_machine
 from tasks.step import StepRun, step
+from tasks.tracking import track
 
 if TYPE_CHECKING:
     from rlhf_core.runtime import Metrics
@@ -80,7 +81,13 @@ def ppo(
     with (
         run.progress("PPO", settings.updates, "updates") as progress,
         run.picture("ppo-curves") as show,
+        track(run) as tracked,
     ):
+
+        def on_update(metrics: "Metrics") -> None:
+            show(partial(draw, metrics))
+            tracked(metrics)
+
         result = train_ppo(
             PpoModels(
                 policy=PolicyWithValue(lm, value_model=value_model).to(machine.device),
@@ -96,8 +103,9 @@ def ppo(
             seed=config.seed,
             work_dir=run.work_dir,
             progress=progress,
-            on_update=lambda metrics: show(partial(draw, metrics)),
+            on_update=on_update,
         )
+        tracked(result.metrics)
     run.fact("best_update", result.best_update)
     run.fact("updates_done", max(step for step, _, _ in result.metrics))
     run.fact("optimizer_steps", result.optimizer_steps)

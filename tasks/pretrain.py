@@ -8,6 +8,7 @@ from rlhf_core.records import TableArtifact
 from tasks.lm_common import set_up_machine
 from tasks.step import StepRun, step
 from tasks.store import digest_folder
+from tasks.tracking import track
 
 HELD_OUT_BLOCKS = 64
 """Packed blocks of the corpus whose loss is watched and not trained on."""
@@ -42,7 +43,10 @@ def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
     metrics = []
     if config.pretrain.epochs:
         steps = -(-len(trained) // config.pretrain.batch_size) * config.pretrain.epochs
-        with run.progress("training the base model", steps, "steps") as progress:
+        with (
+            run.progress("training the base model", steps, "steps") as progress,
+            track(run) as tracked,
+        ):
             metrics = train_lm(
                 model,
                 trained,
@@ -54,7 +58,9 @@ def pretrain(run: StepRun, *, corpus: TableArtifact) -> None:
                 log_every=config.runtime.log_every,
                 validation=held_out,
                 progress=progress,
+                on_metrics=tracked,
             )
+            tracked(metrics)
     if held_out:
         loss = mean_loss(
             model, held_out, pad_id=tokenizer.pad_token_id, precision=machine.precision

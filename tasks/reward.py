@@ -10,6 +10,7 @@ from rlhf_core.records import ModelArtifact, StepResult, TableArtifact
 from tasks.lm_common import Machine, fitting, set_up_machine
 from tasks.step import StepRun, step
 from tasks.tables import digest_id
+from tasks.tracking import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,10 @@ def reward(
         )
     added = contrasted_demonstrations(run, tokenizer, run.read(prompts), demonstrations, limit)
     steps = num_steps(len(rated["reward"]), len(added), settings)
-    with run.progress("training the reward model", steps, "steps") as progress:
+    with (
+        run.progress("training the reward model", steps, "steps") as progress,
+        track(run) as tracked,
+    ):
         metrics = train_reward(
             reward_model,
             rated["reward"],
@@ -69,7 +73,9 @@ def reward(
             output_layer=output_layer_of(lm, settings, machine),
             log_every=config.runtime.log_every,
             progress=progress,
+            on_metrics=tracked,
         )
+        tracked(metrics)
     reward_model.eval()
     scores = _score_samples(
         run, reward_model, tokenizer, run.read(prompts), run.read(sampled), machine

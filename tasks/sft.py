@@ -3,6 +3,7 @@
 from rlhf_core.records import ModelArtifact, TableArtifact
 from tasks.lm_common import fitting, set_up_machine
 from tasks.step import StepRun, step
+from tasks.tracking import track
 
 
 @step(version=3, sections=("sft", "seed", "precision", "ingest.max_rejected_share"))
@@ -42,7 +43,10 @@ def sft(
         (prompt_ids[i], response_ids[i]) for i in kept if frame["prompt_id"].iloc[i] in held_out
     ]
     steps = -(-len(examples) // config.sft.batch_size) * config.sft.epochs
-    with run.progress("fine-tuning on demonstrations", steps, "steps") as progress:
+    with (
+        run.progress("fine-tuning on demonstrations", steps, "steps") as progress,
+        track(run) as tracked,
+    ):
         metrics = train_lm(
             model,
             examples,
@@ -54,7 +58,9 @@ def sft(
             log_every=config.runtime.log_every,
             validation=validation,
             progress=progress,
+            on_metrics=tracked,
         )
+        tracked(metrics)
     run.fact("demonstrations", len(examples))
     if validation:
         loss = mean_loss(

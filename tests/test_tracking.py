@@ -1,0 +1,124 @@
+"""Trackers get what the table `metrics` has, while it trains; for real, on local files."""
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_flow import TINY
+
+from flows.rlhf import rlhf_pipeline
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import InputError
+from rlhf_core.recipe import parse_config
+from tasks import tracking
+from tasks.reporting.lineage import load_run
+from tasks.step import StepRun, open_store
+
+TRAINED = ("pretrain", "sft", "reward", "ppo")
+
+
+def config_of(folder: Path, *trackers: str, **sections: Any) -> PipelineConfig:
+    paths = {"root": str(folder / "artifacts"), "runs": str(folder / "runs")}
+    return parse_config({**TINY, "paths": paths, "tracking": list(trackers), **sections})
+
+
+def needs(name: str) -> None:
+    for package in tracking.PACKAGES[name]:
+        pytest.importorskip(package, reason=f"the extra {name} is not installed")
+
+
+def measured(config: PipelineConfig, step: str) -> dict[tuple[str, int], float]:
+    """(name, step) -> value of the table."""
+    run = load_run(Path(config.paths.runs) / config.name)
+    frame = open_store(config).open_table(run.results[step].tables["metrics"])
+    frame = frame.dropna(subset=["value"])
+    keys = zip(frame["name"].astype(str), frame["step"].astype(int), strict=True)
+    return dict(zip(keys, frame["value"].astype(float), strict=True))
+
+
+def test_a_missing_package_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'rlhf-pipeline\[wandb\]'"):
+        rlhf_pipeline.fn(config_of(tmp_path, "wandb"))
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tracking"):
+        config_of(tmp_path, "excel")
+
+
+def test_without_trackers_nothing_is_imported(tmp_path: Path) -> None:
+    run = StepRun("sft", "k", config_of(tmp_path), open_store(config_of(tmp_path)), None)
+    with tracking.track(run) as log:
+        log([(1, "train/loss", 2.0)])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tracker_that_fails_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def log(self, values: Any, step: int) -> None:
+            raise ConnectionError("the server\nis away")
+
+    monkeypatch.setattr(tracking, "_start", lambda name, run: Broken())
+    config = config_of(tmp_path, "mlflow")
+    run = StepRun("sft", "k", config, open_store(config), None)
+    with caplog.at_level(logging.WARNING), tracking.track(run) as log:
+        log([(1, "train/loss", 2.0)])
+        log([(1, "train/loss", 2.0), (2, "train/loss", 1.0)])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "the tracker mlflow is left out: ConnectionError: the server is away"
+
+
+def test_tensorboard_has_every_number(prefect_server: None, tmp_path: Path) -> None:
+    needs("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = config_of(tmp_path, "tensorboard")
+    rlhf_pipeline(config)
+    for step in TRAINED:
+        folder = tmp_path / "runs" / "tiny" / "tracking" / "tensorboard" / step
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        found = {
+            (name, event.step): event.value
+            for name in events.Tags()["scalars"]
+            for event in events.Scalars(name)
+        }
+        wanted = measured(config, step)
+        assert found.keys() == wanted.keys(), step
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_mlflow_has_every_number_and_the_step_s_settings(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = config_of(tmp_path, "mlflow")
+    rlhf_pipeline(config)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/tiny/tracking/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == set(TRAINED)
+    for step, run in runs.items():
+        assert run.data.tags["group"] == "tiny · seed 0"
+        assert run.info.status == "FINISHED"
+        wanted = measured(config, step)
+        found = {
+            (name, metric.step): metric.value
+            for name in run.data.metrics
+            for metric in client.get_metric_history(run.info.run_id, name)
+        }
+        assert found == pytest.approx(wanted)
+    assert runs["ppo"].data.params["ppo.kl_coef"] == str(config.ppo.kl_coef)
+    assert runs["ppo"].data.params["ppo.guard.patience"] == str(config.ppo.guard.patience)
