@@ -83,7 +83,19 @@ class Runtime(Section):
     )
     threads: NonNegativeInt = Field(
         0,
-        description="Processor threads for PyTorch; 0 leaves PyTorch's choice.",
+        description="Processor threads for PyTorch, in every worker; 0 leaves PyTorch's choice.",
+        json_schema_extra=RUNTIME,
+    )
+    workers: PositiveInt = Field(
+        1,
+        description="How many workers sample shards, and evaluate models, at once. To share out "
+        "the processors of one machine, set threads to what each may use.",
+        json_schema_extra=RUNTIME,
+    )
+    runner: Literal["threads", "process", "dask", "ray"] = Field(
+        "threads",
+        description="What these workers are: threads of the run, processes of their own, or a "
+        "local Dask or Ray cluster.",
         json_schema_extra=RUNTIME,
     )
     log_every: PositiveInt = Field(

@@ -3,22 +3,27 @@
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import Evaluate, PipelineConfig
 from rlhf_core.errors import InputError
 from rlhf_core.records import ModelArtifact, TableArtifact
 from tasks.lm_common import fitting, set_up_machine
+from tasks.spread import each_part
 from tasks.step import StepRun, step
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from rlhf_core.evaluate import Judge
+    from rlhf_core.runtime import Progress
 
 METRIC_VERSION = 3
 DEMONSTRATIONS = "demonstrations"
@@ -84,6 +89,7 @@ def _metric_file(config: PipelineConfig) -> dict[str, str]:
     version=3,
     sections=("evaluate", "seed", "precision", "ingest.max_rejected_share"),
     external=_metric_file,
+    spreads=True,
 )
 def evaluate(
     run: StepRun,
@@ -144,55 +150,44 @@ def _sample_models(
     demonstrations: TableArtifact,
 ) -> tuple[dict[str, Texts], list[PooledText], "pd.DataFrame"]:
     """Texts of all models, what best-of-n chose from, and the prompts that are not too long."""
-    from rlhf_core.evaluate import Judge, JudgedText, best_of_n, draw_by_draw, perplexity
-    from rlhf_core.models import RewardModel, context_tokens, load_causal_lm
+    from rlhf_core.evaluate import JudgedText, best_of_n, draw_by_draw, perplexity
+    from rlhf_core.models import context_tokens
     from rlhf_core.scoring import reward_scores
     from rlhf_core.tokens import decode_response, encode_prompts, encode_responses
 
     settings = run.config.evaluate
-    lm, tokenizer = load_causal_lm(run.model_dir(sft))
-    trained, _ = load_causal_lm(run.model_dir(policy))
-    scorer = RewardModel.load(run.model_dir(reward_model))
-    machine = set_up_machine(run, lm)
-    trained.to(machine.device)
-    scorer.to(machine.device)
+    prepare = partial(_prepare, sft=sft, policy=policy, reward_model=reward_model)
+    tools = prepare(run)
+    judge, tokenizer = tools.judge, tools.tokenizer
     prompt_ids = encode_prompts(tokenizer, list(frame["prompt"]))
     kept = fitting(
         run,
         "evaluation prompts",
         [len(ids) for ids in prompt_ids],
-        limit=context_tokens(lm) - settings.max_new_tokens,
+        limit=context_tokens(judge.reference) - settings.max_new_tokens,
         max_share=run.config.ingest.max_rejected_share,
     )
     frame = frame.iloc[kept].reset_index(drop=True)
     prompt_ids = [prompt_ids[i] for i in kept]
-    judge = Judge(
-        reference=lm,
-        reward_model=scorer,
-        pad_id=tokenizer.pad_token_id,
-        eos_id=tokenizer.eos_token_id,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.batch_size,
-        precision=machine.precision,
-    )
-    plan: list[tuple[str, Any, float, int]] = [
-        ("sft", lm, settings.temperature, settings.samples_per_prompt),
-        ("ppo", trained, settings.temperature, settings.samples_per_prompt),
-    ]
-    plan += [
-        (f"sft_t{t:g}", lm, t, 1) for t in settings.sft_temperatures if t != settings.temperature
-    ]
-    if settings.greedy:
-        plan += [("sft_greedy", lm, 0.0, 1), ("ppo_greedy", trained, 0.0, 1)]
-    if settings.best_of_n:
-        plan.append((f"best_of_{settings.best_of_n}", lm, settings.temperature, settings.best_of_n))
+    texts_of = _judged(run, prompt_ids, tools, prepare)
     models: dict[str, Texts] = {}
     pool: list[PooledText] = []
-
-    def add(name: str, decoding: str, texts: list[JudgedText], kl_measured: bool) -> None:
+    for draw in _plan(settings):
+        texts = [JudgedText(**text) for text in texts_of[draw]]
+        decoding = "greedy" if draw.temperature == 0 else f"temperature {draw.temperature:g}"
+        picked = draw.name.startswith("best_of")
+        if picked:
+            pool = [
+                (text.prompt_index, decode_response(tokenizer, text.response_ids), text.score)
+                for text in texts
+            ]
+            texts, decoding = best_of_n(texts), f"best of {draw.samples_per_prompt} at {decoding}"
+        else:
+            texts = draw_by_draw(texts)
+        kl_measured = draw.samples_per_prompt == 1 or not picked
         ids = [text.response_ids for text in texts]
-        models[name] = Texts(
-            model=name,
+        models[draw.name] = Texts(
+            model=draw.name,
             decoding=decoding,
             response_ids=ids,
             responses=[decode_response(tokenizer, one) for one in ids],
@@ -200,56 +195,115 @@ def _sample_models(
             kl=np.array([text.kl if kl_measured else math.nan for text in texts]),
             eos=np.array([text.finish_reason == "eos" for text in texts], dtype=float),
         )
-
-    total = len(prompt_ids) * sum(n for *_, n in plan)
-    with run.progress("sampling the models to compare", total, "texts") as progress:
-        done = 0
-        for number, (name, _, temperature, n) in enumerate(plan):
-
-            def write(path: Path, number: int = number) -> None:
-                _, model, temperature, n = plan[number]
-                texts = judge.judge(
-                    model,
-                    prompt_ids,
-                    temperature=temperature,
-                    seed=run.config.seed * 1_000_003 + number,
-                    samples_per_prompt=n,
-                )
-                path.write_text(json.dumps([asdict(text) for text in texts]), encoding="utf-8")
-
-            kept_texts = run.part(f"judged-{number}", ".json", write).read_bytes()
-            texts = [JudgedText(**text) for text in json.loads(kept_texts)]
-            decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}"
-            picked = name.startswith("best_of")
-            if picked:
-                pool = [
-                    (text.prompt_index, decode_response(tokenizer, text.response_ids), text.score)
-                    for text in texts
-                ]
-                texts, decoding = best_of_n(texts), f"best of {n} at {decoding}"
-            else:
-                texts = draw_by_draw(texts)
-            add(name, decoding, texts, kl_measured=n == 1 or not picked)
-            done += len(prompt_ids) * n
-            progress.update(done)
     demos = run.read(demonstrations).drop_duplicates("prompt_id").set_index("prompt_id")["response"]
     if set(frame["prompt_id"]) <= set(demos.index):
         responses = [str(demos[prompt_id]) for prompt_id in frame["prompt_id"]]
         ids = encode_responses(tokenizer, responses)
-        pad = {"pad_id": tokenizer.pad_token_id, "precision": machine.precision}
+        pad = {"pad_id": tokenizer.pad_token_id, "precision": judge.precision}
         models[DEMONSTRATIONS] = Texts(
             model=DEMONSTRATIONS,
             decoding="written",
             response_ids=ids,
             responses=responses,
-            scores=reward_scores(scorer, prompt_ids, ids, **pad).double().numpy(),
+            scores=reward_scores(judge.reward_model, prompt_ids, ids, **pad).double().numpy(),
             kl=np.full(len(ids), math.nan),
             eos=np.ones(len(ids)),
         )
-        run.fact("sft/perplexity", perplexity(lm, prompt_ids, ids, **pad))
-        run.fact("ppo/perplexity", perplexity(trained, prompt_ids, ids, **pad))
-    run.fact("sft/parameters", sum(p.numel() for p in lm.parameters()))
+        run.fact("sft/perplexity", perplexity(judge.reference, prompt_ids, ids, **pad))
+        run.fact("ppo/perplexity", perplexity(tools.policy, prompt_ids, ids, **pad))
+    run.fact("sft/parameters", sum(p.numel() for p in judge.reference.parameters()))
     return models, pool, frame
+
+
+class Draw(NamedTuple):
+    """One of the ways in which a model is sampled."""
+
+    number: int
+    name: str
+    model: Literal["sft", "ppo"]
+    temperature: float
+    samples_per_prompt: int
+
+
+def _plan(settings: Evaluate) -> list[Draw]:
+    temperature, num = settings.temperature, settings.samples_per_prompt
+    plan: list[tuple[str, Literal["sft", "ppo"], float, int]] = [
+        ("sft", "sft", temperature, num),
+        ("ppo", "ppo", temperature, num),
+    ]
+    plan += [(f"sft_t{t:g}", "sft", t, 1) for t in settings.sft_temperatures if t != temperature]
+    if settings.greedy:
+        plan += [("sft_greedy", "sft", 0.0, 1), ("ppo_greedy", "ppo", 0.0, 1)]
+    if settings.best_of_n:
+        plan.append((f"best_of_{settings.best_of_n}", "sft", temperature, settings.best_of_n))
+    return [Draw(number, *one) for number, one in enumerate(plan)]
+
+
+class Tools(NamedTuple):
+    """What a worker needs for every draw."""
+
+    judge: "Judge"
+    policy: Any
+    tokenizer: Any
+    seed: int
+
+
+def _prepare(
+    run: StepRun, *, sft: ModelArtifact, policy: ModelArtifact, reward_model: ModelArtifact
+) -> Tools:
+    from rlhf_core.evaluate import Judge
+    from rlhf_core.models import RewardModel, load_causal_lm
+
+    lm, tokenizer = load_causal_lm(run.model_dir(sft))
+    trained, _ = load_causal_lm(run.model_dir(policy))
+    scorer = RewardModel.load(run.model_dir(reward_model))
+    machine = set_up_machine(run, lm)
+    trained.to(machine.device)
+    scorer.to(machine.device)
+    judge = Judge(
+        reference=lm,
+        reward_model=scorer,
+        pad_id=tokenizer.pad_token_id,
+        eos_id=tokenizer.eos_token_id,
+        max_new_tokens=run.config.evaluate.max_new_tokens,
+        batch_size=run.config.evaluate.batch_size,
+        precision=machine.precision,
+    )
+    return Tools(judge, trained, tokenizer, run.config.seed)
+
+
+def _judged(
+    run: StepRun, prompt_ids: list[list[int]], tools: Tools, prepare: Callable[[StepRun], Tools]
+) -> dict[Draw, list[dict[str, Any]]]:
+    """What was sampled and measured in each draw, as `JudgedText` has it."""
+    longest_first = sorted(_plan(run.config.evaluate), key=lambda draw: -draw.samples_per_prompt)
+    draws = {f"judged-{draw.number}": draw for draw in longest_first}
+    items = {name: (draw, prompt_ids) for name, draw in draws.items()}
+    judged = {}
+    total = len(prompt_ids) * sum(draw.samples_per_prompt for draw in longest_first)
+    done = 0
+    with run.progress("sampling the models to compare", total, "texts") as progress:
+        parts = each_part(run, items, ".json", tools=tools, prepare=prepare, write=_write_judged)
+        for name, path in parts:
+            judged[draws[name]] = json.loads(path.read_bytes())
+            done += len(prompt_ids) * draws[name].samples_per_prompt
+            progress.update(done)
+    return judged
+
+
+def _write_judged(
+    tools: Tools, item: tuple[Draw, list[list[int]]], path: Path, progress: "Progress"
+) -> None:
+    draw, prompt_ids = item
+    texts = tools.judge.judge(
+        tools.policy if draw.model == "ppo" else tools.judge.reference,
+        prompt_ids,
+        temperature=draw.temperature,
+        seed=tools.seed * 1_000_003 + draw.number,
+        samples_per_prompt=draw.samples_per_prompt,
+        progress=progress,
+    )
+    path.write_text(json.dumps([asdict(text) for text in texts]), encoding="utf-8")
 
 
 def _score_task(run: StepRun, prompts: Sequence[str], models: dict[str, Texts]) -> Any:

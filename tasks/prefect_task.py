@@ -7,18 +7,21 @@ serializer that reads it, pickle for one, so that whoever can write there could 
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
+from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import GateFailed
 from rlhf_core.records import StepResult
 from tasks.store import ArtifactDamaged
@@ -42,6 +45,9 @@ NEVER_RETRIED = (
 """The same again would only fail again; a full disk, a lost connection or no memory may not."""
 
 BACKOFF_SECONDS = 5.0
+
+GPU_LIMIT = "gpu"
+"""Name of the global concurrency limit that says how many steps may use GPUs at once."""
 
 LOGGERS = ("rlhf", "rlhf_core", "tasks")
 
@@ -82,6 +88,34 @@ def as_cached(result: StepResult) -> Any:
     if TaskRunContext.get() is None:
         return result
     return Completed(name="Cached", message="Found in the artifact store", data=result)
+
+
+@contextmanager
+def gpu_slot(config: PipelineConfig) -> Iterator[None]:
+    """Hold a slot of the server's global concurrency limit `gpu` while the block runs.
+
+    Where there is no such limit, no GPU is used, or no task runs, this does nothing.
+    """
+    if TaskRunContext.get() is None or not _takes_gpu(config):
+        yield
+        return
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+        except ObjectNotFound:
+            limited = False
+        else:
+            limited = True
+    with concurrency(GPU_LIMIT) if limited else nullcontext():
+        yield
+
+
+def _takes_gpu(config: PipelineConfig) -> bool:
+    if config.runtime.device not in ("auto", "cuda"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def run_logger() -> Any:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -119,6 +119,7 @@ class Step:
     unchanged: Unchanged | None
     cached: bool
     retries: int
+    spreads: bool
     options: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, config: PipelineConfig, **inputs: Any) -> Any:
@@ -262,6 +263,16 @@ class Step:
         _warn(f"{self.name}: memory ran out; it goes on with {self.name}.micro_batch_size = {size}")
         return None
 
+    def _gpu_slot(self, config: PipelineConfig) -> AbstractContextManager[None]:
+        """A step that runs models takes its turn; one that spreads leaves that to its workers."""
+        if "prefect" not in sys.modules or "precision" not in self.sections:
+            return nullcontext()
+        if self.spreads and config.runtime.workers > 1:
+            return nullcontext()
+        from tasks.prefect_task import gpu_slot
+
+        return gpu_slot(config)
+
 
 def step(
     *,
@@ -271,6 +282,7 @@ def step(
     unchanged: Unchanged | None = None,
     cached: bool = True,
     retries: int = 2,
+    spreads: bool = False,
 ) -> Callable[[Callable[..., Any]], Step]:
     """Turn `body(run: StepRun, **inputs)` into a step that has the function's name.
 
@@ -283,10 +295,12 @@ def step(
             it, `external` must say the same again.
         cached: False for a step that always runs and publishes no artifact.
         retries: attempts after the first one, for faults that may pass.
+        spreads: whether the body gives parts of its work to the workers of `runtime`.
     """
 
     def decorate(body: Callable[..., Any]) -> Step:
-        return Step(body.__name__, body, version, sections, external, unchanged, cached, retries)
+        name = body.__name__
+        return Step(name, body, version, sections, external, unchanged, cached, retries, spreads)
 
     return decorate
 

@@ -80,17 +80,22 @@ class StepRun:
         Returns:
             The file.
         """
-        folder = self.work_dir
-        for path in folder.glob(f"{name}-*{suffix}"):
+        if (finished := self.finished_part(name, suffix)) is not None:
+            return finished
+        temporary = self.work_dir / f"{name}.tmp"
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        return temporary.replace(self.work_dir / f"{name}-{read_digest(temporary)[:16]}{suffix}")
+
+    def finished_part(self, name: str, suffix: str) -> Path | None:
+        """The file of a part that is there and whole; None where it has to be made."""
+        for path in self.work_dir.glob(f"{name}-*{suffix}"):
             if path.name == f"{name}-{read_digest(path)[:16]}{suffix}":
                 return path
             self.log(f"part {path} of the step's work is damaged; it is made again")
             path.unlink()
-        temporary = folder / f"{name}.tmp"
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        return temporary.replace(folder / f"{name}-{read_digest(temporary)[:16]}{suffix}")
+        return None
 
     def read(self, table: TableArtifact, columns: Sequence[str] | None = None) -> "pd.DataFrame":
         """The rows of a table artifact."""
@@ -183,6 +188,9 @@ def restrict(config: PipelineConfig, step: str, sections: tuple[str, ...]) -> Pi
 class _Restricted:
     def __init__(self, section: Section, path: str, step: str, allowed: tuple[str, ...]) -> None:
         self._section, self._path, self._step, self._allowed = section, path, step, allowed
+
+    def __reduce__(self) -> tuple[Any, ...]:  # on its way to another process
+        return _Restricted, (self._section, self._path, self._step, self._allowed)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # so that isinstance sees the configuration
