@@ -74,6 +74,10 @@ def test_a_run_is_started_in_the_form_and_does_what_was_filled_in(
             ui.show_artifact(run_id, key)
             ui.until("return document.querySelector('img[src^=\"data:\"]')?.naturalWidth > 0")
             assert min(ui.pictures()) > 300
+        ui.show_artifact(run_id, "report")
+        ui.says("texts side by side")
+        ui.find("a[href$='/artifacts/key/samples']").click()
+        ui.says("Texts side by side, a random draw")
         for key, words in (("samples", "prompt"), ("lineage", "sft"), ("evaluation", "PPO")):
             ui.show_artifact(run_id, key)
             ui.says(words)

@@ -5,11 +5,20 @@ Dask and Ray are optional; without them their tests are skipped.
 
 import importlib.util
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.task_runners import ThreadPoolTaskRunner
 from test_flow import TINY, Place, contents, ran
+
+from rlhf_core.recipe import parse_config
+from tasks.prefect_task import GPU_LIMIT, gpu_slot
 
 SPREAD = {"sample", "evaluate"}
 RUNNERS = [
@@ -58,3 +67,44 @@ def test_workers_make_the_same_artifacts(alone: Place, again: Place, runner: str
     summary = again.flow(**sections(workers=2, runner=runner))
     assert ran(summary) == SPREAD | {"report"}
     assert contents(again.run) == contents(alone.run)
+
+
+def test_the_limit_gpu_is_honoured_where_there_is_one(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks at once on a server whose limit is 1; without the limit they overlap."""
+    limit = {"name": GPU_LIMIT, "limit": 1}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = parse_config({})
+    inside: list[int] = []
+    most: list[int] = []
+
+    @task
+    def works(number: int) -> None:
+        with gpu_slot(config):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(1.0)
+            inside.remove(number)
+
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
+
+    @flow(task_runner=runner)
+    def both() -> int:
+        most.clear()
+        for future in [works.submit(number) for number in range(2)]:
+            future.result()
+        return max(most)
+
+    assert both() == 2
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(**limit))
+        try:
+            assert both() == 1
+        finally:
+            client.delete_global_concurrency_limit_by_name(GPU_LIMIT)
+
+
+def test_a_processor_needs_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    with gpu_slot(parse_config({"runtime": {"device": "cpu"}})):
+        pass

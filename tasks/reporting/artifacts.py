@@ -36,6 +36,16 @@ MAX_CELL = 1500
 """Characters of a text in a table artifact."""
 
 
+SHEETS = {
+    "evaluation": "models compared",
+    "samples": "texts side by side",
+    "annotators": "annotators",
+    "agreement": "their agreement",
+    "lineage": "lineage",
+}
+"""Artifacts beside the report, and what it calls them."""
+
+
 def publish_artifacts(data: RunData, headline: Headline) -> list[str]:
     """Publish what is there; returns the keys that were published."""
     if not _inside_flow_run():
@@ -126,7 +136,14 @@ def markdown(data: RunData, headline: Headline) -> str:
         lines += [f"| {tile.label} | **{tile.value}** | {tile.detail} |" for tile in headline.tiles]
     doubts = ["", "## How it could be wrong", ""]
     doubts += [f"- **{note.title}.** {note.text}" for note in caveats(data)]
-    end = ["", f"The whole report: `{data.config.paths.runs}/{data.config.name}/report.html`", ""]
+    links = [f"[{title}](/artifacts/key/{key})" for key, title in SHEETS.items()]
+    end = [
+        "",
+        f"More: {', '.join(links)}.",
+        "",
+        f"The whole report: `{data.config.paths.runs}/{data.config.name}/report.html`",
+        "",
+    ]
     panels = headline_panels(data)
     while panels:
         picture = f"![Figures]({png_data_uri(panels, columns=2)})"
