@@ -59,10 +59,9 @@ class PrefectUi(Screen):
 
     def submit(self) -> None:
         """Press the form's button."""
-        (button,) = (
-            one for one in self.driver.find_elements(By.TAG_NAME, "button") if one.text == "Submit"
+        self.driver.execute_script(
+            "[...document.querySelectorAll('button')].find(b => b.innerText == 'Submit').click()"
         )
-        button.click()
 
     def says(self, words: str) -> None:
         """Wait until the page has these words."""
@@ -78,6 +77,12 @@ class PrefectUi(Screen):
         found = [one for one in self.server.of_run("artifacts", run_id) if one["key"] == key]
         self.driver.get(f"{self.url}/artifacts/artifact/{found[-1]['id']}")
         self.says(key)
+
+    def follow(self, selector: str) -> None:
+        """Go where a link leads."""
+        script = f"return document.querySelector({selector!r})?.href"
+        self.until(script)
+        self.driver.get(self.driver.execute_script(script))
 
     def pictures(self) -> list[int]:
         """Widths of the pictures that have been loaded, 0 where one has not."""

@@ -76,7 +76,7 @@ def test_a_run_is_started_in_the_form_and_does_what_was_filled_in(
             assert min(ui.pictures()) > 300
         ui.show_artifact(run_id, "report")
         ui.says("texts side by side")
-        ui.find("a[href$='/artifacts/key/samples']").click()
+        ui.follow("a[href$='/artifacts/key/samples']")
         ui.says("Texts side by side, a random draw")
         for key, words in (("samples", "prompt"), ("lineage", "sft"), ("evaluation", "PPO")):
             ui.show_artifact(run_id, key)

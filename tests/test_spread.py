@@ -87,7 +87,7 @@ def test_the_limit_gpu_is_honoured_where_there_is_one(
             time.sleep(1.0)
             inside.remove(number)
 
-    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
+    runner: Any = ThreadPoolTaskRunner(max_workers=2)
 
     @flow(task_runner=runner)
     def both() -> int:
