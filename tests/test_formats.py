@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -717,6 +719,15 @@ JSON = st.recursive(
 )
 
 
+@contextmanager
+def suppress_input_error(said: list[str]) -> Iterator[None]:
+    """A value may bring columns among which it is not clear what to take; the words are kept."""
+    try:
+        yield
+    except InputError as error:
+        said.append(str(error))
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_row_is_a_crash(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -740,8 +751,11 @@ def test_no_row_is_a_crash(tmp_path_factory: pytest.TempPathFactory, data: st.Da
         node = node[key]
     path = write(tmp_path_factory.mktemp("broken"), [*rows, *broken])
     reader = open_reader(path, role)
-    list(reader.examples())
-    assert all("\n" not in bad.reason for bad in reader.rejected)
+    said = [""]
+    with suppress_input_error(said):
+        list(reader.examples())
+    said += [bad.reason for bad in reader.rejected]
+    assert all("\n" not in words for words in said)
 
 
 # Real files
