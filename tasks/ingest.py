@@ -6,11 +6,14 @@ rankings too, are in the table `prompts`. Documents of the corpus are split like
 hash of the text, so that a part of them can be held out.
 """
 
+import dataclasses
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rlhf_core.config import PipelineConfig, Source, Split
 from rlhf_core.errors import InputError
@@ -25,9 +28,9 @@ from tasks.readers import (
     digest_sources,
     source_names,
 )
-from tasks.splits import SPLITS, SplitBook
 from tasks.step import StepRun, step
-from tasks.tables import TABLES, digest_id
+from tasks.tables import TABLES
+from tasks.text_book import TextBook
 
 
 def external(config: PipelineConfig) -> dict[str, str]:
@@ -46,31 +49,31 @@ def external(config: PipelineConfig) -> dict[str, str]:
 
 
 class _Collected:
-    """All examples of all sources, each text once."""
+    """All examples of all sources."""
 
-    def __init__(self) -> None:
-        self.prompts = SplitBook("prompt")
-        self.corpus = SplitBook("document")
-        self.demonstrations: dict[tuple[str, str], str] = {}
-        """(prompt_id, response) -> source"""
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: where texts are held; what an attempt before has left there is removed."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self.prompts = TextBook("prompt", folder)
+        self.corpus = TextBook("document", folder)
         self.rankings = RankingBook(CandidateBook())
         self.rejected: list[Rejected] = []
-        self.num_merged = {"corpus": 0, "prompts": 0, "demonstrations": 0}
+        self.num_demonstrations = 0
 
     def add(self, example: Example, *, name: str, line: int, allowed: Collection[Split]) -> None:
         """One example of source `name`, whose prompts may fall into `allowed` (none: all)."""
-        if isinstance(example, Document):
-            _, new = self.corpus.add(example.text, name, allowed)
-            self.num_merged["corpus"] += not new
-            return
-        prompt_id, new = self.prompts.add(example.prompt, name, allowed)
-        if isinstance(example, PromptExample):
-            self.num_merged["prompts"] += not new
-        elif isinstance(example, Demonstration):
-            key = (prompt_id, example.response)
-            self.num_merged["demonstrations"] += key in self.demonstrations
-            self.demonstrations.setdefault(key, name)
+        if isinstance(example, Demonstration):
+            self.num_demonstrations += 1
+            self.prompts.add(
+                example.prompt, name, allowed, kind="response", response=example.response
+            )
+        elif isinstance(example, Document):
+            self.corpus.add(example.text, name, allowed)
+        elif isinstance(example, PromptExample):
+            self.prompts.add(example.prompt, name, allowed)
         else:
+            self.prompts.add(example.prompt, name, allowed, kind="mention")
             self.rankings.add(example, source=name, line=line)
 
 
@@ -94,7 +97,7 @@ def ingest(run: StepRun) -> None:
         InputError: a source cannot be used, has too many bad rows, a prompt is fixed to two splits,
             or there are no prompts or no demonstrations at all.
     """
-    collected = _Collected()
+    collected = _Collected(run.work_dir / "texts")
     sources = run.config.ingest.sources
     for source, name in zip(sources, source_names(sources), strict=True):
         if source.kind == "demo_world":
@@ -144,69 +147,63 @@ def _check_not_empty(collected: _Collected) -> None:
         raise InputError(
             "ingest.sources give no prompts; add a source of role demonstrations or prompts"
         )
-    if not collected.demonstrations:
+    if not collected.num_demonstrations:
         raise InputError("ingest.sources give no demonstrations; add a source of that role")
 
 
 def _publish(run: StepRun, collected: _Collected) -> None:
+    book, documents = collected.prompts, collected.corpus
     settings: dict[str, Any] = {
         "shares": run.config.ingest.split_shares,
         "salt": run.config.ingest.split_salt,
     }
-    prompts = list(collected.prompts.assign(**settings))
-    corpus = list(collected.corpus.assign(**settings))
-    split_of = {prompt_id: split for prompt_id, _, _, split in prompts}
-    demonstrations = [
-        (prompt_id, response, source, split_of[prompt_id])
-        for (prompt_id, response), source in collected.demonstrations.items()
-    ]
-    if not corpus:
-        corpus = _corpus_of_demonstrations(prompts, demonstrations)
-        run.log(
-            f"no source has the role corpus: {len(corpus)} texts of the demonstrations stand in"
-        )
-    rejected = [(bad.source, bad.line, bad.reason, bad.content) for bad in collected.rejected]
-    for table, rows in (
-        ("corpus", corpus),
-        ("prompts", prompts),
-        ("demonstrations", demonstrations),
-        ("rejected", rejected),
+    counts = book.settle(**settings)
+    stands_in = not len(documents)
+    if stands_in:
+        _add_demonstrations(documents, book)
+    document_counts = documents.settle(**settings)
+    num_documents = sum(document_counts.texts.values())
+    if stands_in:
+        run.log(f"no source has the role corpus: {num_documents} texts of demonstrations stand in")
+    for table, batches, names in (
+        ("corpus", documents.texts(), ["text_id", "text", "source", "split"]),
+        ("prompts", book.texts(), ["prompt_id", "prompt", "source", "split"]),
+        ("demonstrations", book.responses(), ["prompt_id", "response", "source", "split"]),
     ):
-        run.write(table, _from_tuples(table, rows))
+        run.write_batches(table, (batch.rename_columns(names) for batch in batches))
     for table, records in (
         ("candidates", collected.rankings.candidates.rows),
         ("rankings", list(collected.rankings.rows.values())),
+        ("rejected", [dataclasses.asdict(bad) for bad in collected.rejected]),
     ):
         run.write(table, pa.Table.from_pylist(records, schema=TABLES[table].schema))
-    ranking_facts = collected.rankings.facts()
     facts = {
-        "num_documents": len(corpus),
-        "num_prompts": len(prompts),
-        **{f"prompts_{split}": 0 for split in SPLITS},
-        "num_demonstrations": len(demonstrations),
-        **{f"demonstrations_{split}": 0 for split in SPLITS},
+        "num_documents": num_documents,
+        "num_prompts": sum(counts.texts.values()),
+        **{f"prompts_{split}": number for split, number in counts.texts.items()},
+        "num_demonstrations": sum(counts.responses.values()),
+        **{f"demonstrations_{split}": number for split, number in counts.responses.items()},
         "num_candidates": len(collected.rankings.candidates.rows),
-        **ranking_facts,
-        **{f"merged_{table}": number for table, number in collected.num_merged.items()},
-        "rejected_rows": len(rejected),
+        **collected.rankings.facts(),
+        "merged_corpus": 0 if stands_in else document_counts.merged_texts,
+        "merged_prompts": counts.merged_texts,
+        "merged_demonstrations": counts.merged_responses,
+        "rejected_rows": len(collected.rejected),
     }
-    for split in split_of.values():
-        facts[f"prompts_{split}"] += 1
-    for *_, split in demonstrations:
-        facts[f"demonstrations_{split}"] += 1
     for name, value in facts.items():
         run.fact(name, value)
     for line in lines_of(facts, _EXPLAINED):
         run.log(line)
 
 
-def _corpus_of_demonstrations(
-    prompts: list[tuple[Any, ...]], demonstrations: list[tuple[Any, ...]]
-) -> list[tuple[Any, ...]]:
+def _add_demonstrations(corpus: TextBook, book: TextBook) -> None:
     """Prompts and responses of the split `sft`: enough for a tokenizer, and nothing held out."""
-    texts = {text: source for _, text, source, split in prompts if split == "sft"}
-    texts |= {text: source for _, text, source, split in demonstrations if split == "sft"}
-    return [(digest_id(text), text, source, "sft") for text, source in texts.items()]
+    for batches in (book.texts(), book.responses()):
+        for batch in batches:
+            training = batch.filter(pc.equal(batch["split"], "sft"))
+            columns = (training[name].to_pylist() for name in ("text", "source"))
+            for text, source in zip(*columns, strict=True):
+                corpus.add(text, source, ["sft"])
 
 
 _EXPLAINED = (
@@ -218,13 +215,3 @@ _EXPLAINED = (
     ("repeated_rankings", "rankings were read before and count once"),
     ("rejected_rows", "rows were rejected; see the table `rejected`"),
 )
-
-
-def _from_tuples(table: str, rows: list[tuple[Any, ...]]) -> pa.Table:
-    schema = TABLES[table].schema
-    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
-    arrays = [
-        pa.array(list(column), type=field.type)
-        for column, field in zip(columns, schema, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from tasks.live import State
+    from tasks.tables import TableInfo
 
 
 class StepRun:
@@ -109,7 +110,15 @@ class StepRun:
         """Publish a table; see `tasks.tables.write_table`."""
         from tasks.tables import write_table
 
-        info = write_table(self.out_dir / f"{table}.parquet", table, frame)
+        self._publish(table, write_table(self.out_dir / f"{table}.parquet", table, frame))
+
+    def write_batches(self, table: str, batches: "Iterable[pa.Table]") -> None:
+        """Publish a table of any size; see `tasks.tables.write_batches`."""
+        from tasks.tables import write_batches
+
+        self._publish(table, write_batches(self.out_dir / f"{table}.parquet", table, batches))
+
+    def _publish(self, table: str, info: "TableInfo") -> None:
         self._tables[table] = TableArtifact(
             step=self.step, key=self.key, table=table, digest=info.digest, num_rows=info.num_rows
         )

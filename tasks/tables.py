@@ -6,9 +6,8 @@ that a new Parquet writer does not make every later step stale.
 """
 
 import hashlib
-import struct
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,9 +121,16 @@ def digest_id(*parts: str) -> str:
     id = first 16 hex digits of sha256(NFC(part_1) + 0x1f + ... + NFC(part_n)), so that two
     spellings of the same accented letter are one text.
     """
-    joined = "\x1f".join(unicodedata.normalize("NFC", part) for part in parts)
+    return id_bytes(*parts).hex()
+
+
+def id_bytes(*parts: str) -> bytes:
+    """(8 bytes) what `digest_id` writes in hexadecimal."""
+    joined = parts[0] if len(parts) == 1 else "\x1f".join(parts)
+    if not joined.isascii():
+        joined = "\x1f".join(unicodedata.normalize("NFC", part) for part in parts)
     # A lone surrogate has no UTF-8; readers refuse such text, but an id must never crash on it.
-    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()[:8]
 
 
 def write_table(path: str | Path, name: str, frame: "pd.DataFrame | pa.Table") -> TableInfo:
@@ -147,6 +153,39 @@ def write_table(path: str | Path, name: str, frame: "pd.DataFrame | pa.Table") -
     table = to_arrow(name, frame)
     pq.write_table(table, path, compression="zstd")
     return TableInfo(content_digest(name, table), table.num_rows)
+
+
+def write_batches(path: str | Path, name: str, batches: Iterable[pa.Table]) -> TableInfo:
+    """`write_table` for a table that need not fit into memory.
+
+    Args:
+        path: the file; an existing one is replaced.
+        name: a key of `TABLES`.
+        batches: the rows in any number of pieces; who makes them sees to it that no key repeats.
+
+    Raises:
+        ValueError: a column is missing, unknown, of the wrong type or null.
+    """
+    import pyarrow.parquet as pq
+
+    schema = to_arrow(name, pa.table({})).schema
+    waiting, num_rows = schema.empty_table(), 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in batches:
+            num_rows += batch.num_rows
+            waiting = pa.concat_tables([waiting, to_arrow(name, batch, check_key=False)])
+            while waiting.num_rows >= _DIGEST_ROWS:
+                writer.write_table(waiting.slice(0, _DIGEST_ROWS))
+                waiting = waiting.slice(_DIGEST_ROWS)
+        writer.write_table(waiting)
+    with pq.ParquetFile(path) as file:  # row groups are as long as what is hashed at once
+        groups = range(file.num_row_groups)
+
+        def columns(field: pa.Field) -> Iterator[pa.ChunkedArray]:
+            for group in groups:
+                yield file.read_row_group(group, columns=[field.name])[field.name]
+
+        return TableInfo(_digest(name, num_rows, columns), num_rows)
 
 
 def read_table(
@@ -189,7 +228,7 @@ def read_table(
     return frame
 
 
-def to_arrow(name: str, frame: "pd.DataFrame | pa.Table") -> pa.Table:
+def to_arrow(name: str, frame: "pd.DataFrame | pa.Table", *, check_key: bool = True) -> pa.Table:
     """`frame` as an Arrow table of exactly the schema of table `name`; see `write_table`."""
     spec = _spec_of(name)
     columns = list(frame.column_names if isinstance(frame, pa.Table) else frame.columns)
@@ -204,7 +243,8 @@ def to_arrow(name: str, frame: "pd.DataFrame | pa.Table") -> pa.Table:
             f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
         )
     table = pa.Table.from_arrays([_column(name, f, frame[f.name]) for f in schema], schema=schema)
-    _check_key(name, spec.key, table)
+    if check_key:
+        _check_key(name, spec.key, table)
     return table
 
 
@@ -215,13 +255,23 @@ def content_digest(name: str, table: pa.Table) -> str:
     null, then the values, with 0 or nothing in the place of a null; text and lists as lengths, then
     their content.
     """
+
+    def columns(field: pa.Field) -> Iterator[pa.ChunkedArray]:
+        for start in range(0, table.num_rows, _DIGEST_ROWS):
+            yield table[field.name].slice(start, _DIGEST_ROWS)
+
+    return _digest(name, table.num_rows, columns)
+
+
+def _digest(
+    name: str, num_rows: int, columns: Callable[[pa.Field], Iterable[pa.ChunkedArray]]
+) -> str:
     spec = _spec_of(name)
-    digest = hashlib.sha256(f"{name} {spec.version} {table.num_rows}\n".encode())
+    digest = hashlib.sha256(f"{name} {spec.version} {num_rows}\n".encode())
     for field in spec.schema:
         digest.update(f"{field.name} {field.type}\n".encode())
-        column = table[field.name]
-        for start in range(0, table.num_rows, _DIGEST_ROWS):
-            for part in _content(_one_chunk(column.slice(start, _DIGEST_ROWS))):
+        for column in columns(field):
+            for part in _content(_one_chunk(column)):
                 digest.update(part)
     return digest.hexdigest()
 
@@ -281,7 +331,18 @@ def _one_chunk(column: Any) -> pa.Array:
     return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
 
 
-def _content(array: pa.Array) -> Iterable[bytes]:
+def _joined(texts: pa.Array) -> bytes | memoryview:
+    """The bytes of all texts, one behind the other."""
+    import numpy as np
+
+    _, offsets, data = texts.buffers()
+    if data is None:
+        return b""
+    ends = np.frombuffer(offsets, np.int32, len(texts) + 1, offset=4 * texts.offset)
+    return memoryview(data)[ends[0] : ends[-1]]
+
+
+def _content(array: pa.Array) -> Iterable[bytes | memoryview]:
     """The bytes that stand for an array, whatever its offsets and padding are."""
     import pyarrow.compute as pc
 
@@ -291,9 +352,9 @@ def _content(array: pa.Array) -> Iterable[bytes]:
         yield lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes()
         yield from _content(_one_chunk(pc.list_flatten(array)))
     elif pa.types.is_string(array.type):
-        texts = [text or b"" for text in array.cast(pa.binary()).to_pylist()]
-        yield struct.pack(f"<{len(texts)}q", *map(len, texts))
-        yield b"".join(texts)
+        texts = pc.fill_null(array, "")
+        yield pc.binary_length(texts).to_numpy(zero_copy_only=False).astype("<i8").tobytes()
+        yield _joined(texts)
     else:
         values = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
         yield values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -1,6 +1,8 @@
 """Ingest: splits that never overlap, duplicates merged and counted, what stops a run."""
 
+import random
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -12,9 +14,10 @@ from rlhf_core.errors import InputError
 from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult
 from tasks.ingest import external, ingest
-from tasks.splits import SPLITS, SplitBook, assign_split, unit_hash
+from tasks.splits import SPLITS, agree, assign_split, unit_hash
 from tasks.step import open_store
 from tasks.tables import digest_id
+from tasks.text_book import Kind, TextBook
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_e2e = pytest.mark.skipif(
@@ -101,47 +104,93 @@ CLAIMS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+def settled(folder: Path, claims: list[Any]) -> list[dict[str, str]]:
+    """The rows of a book to which every (text, source, allowed) was added."""
+    book = TextBook("prompt", folder)
+    for text, source, allowed in claims:
+        book.add(text, source, allowed)
+    book.settle(shares=DEFAULT_SHARES, salt="x")
+    return [row for batch in book.texts() for row in batch.to_pylist()]
+
+
+@settings(max_examples=60, deadline=None)
 @given(CLAIMS, st.randoms())
 def test_order_of_sources_does_not_change_splits(claims: list[Any], random: Any) -> None:
     def splits(ordered: list[Any]) -> dict[str, str] | None:
-        book = SplitBook("prompt")
-        try:
-            for prompt, allowed in ordered:
-                book.add(prompt, "source", allowed)
-            found = list(book.assign(shares=DEFAULT_SHARES, salt="x"))
-        except InputError:
-            return None
-        assert len({prompt_id for prompt_id, *_ in found}) == len(found)
-        return {prompt: split for _, prompt, _, split in found}
+        with TemporaryDirectory() as folder:
+            try:
+                found = settled(Path(folder), [(text, "s", allowed) for text, allowed in ordered])
+            except InputError:
+                return None
+        assert [row["text"] for row in found] == list(dict.fromkeys(text for text, _ in ordered))
+        return {row["text"]: row["split"] for row in found}
 
     shuffled = list(claims)
     random.shuffle(shuffled)
     assert splits(claims) == splits(shuffled)
 
 
-def test_fixed_wins_and_two_fixed_are_an_error() -> None:
-    book = SplitBook("prompt")
-    book.add("p", "train.csv", ["sft", "ppo"])
-    book.add("p", "dev.csv", ["evaluation"])
-    book.add("p", "more.csv", [])
-    assert list(book.assign(shares=DEFAULT_SHARES, salt="")) == [
-        (digest_id("p"), "p", "dev.csv", "evaluation")
+def test_fixed_wins_and_two_fixed_are_an_error(tmp_path: Path) -> None:
+    claims = [("p", "train.csv", ["sft", "ppo"]), ("p", "dev.csv", ["evaluation"])]
+    claims += [("p", "more.csv", [])]
+    assert settled(tmp_path, claims) == [
+        {"id": digest_id("p"), "text": "p", "source": "dev.csv", "split": "evaluation"}
     ]
-    with pytest.raises(InputError) as caught:
-        book.add("p", "test.csv", ["sft"])
-    assert str(caught.value) == (
+    message = (
         "prompt 'p' is fixed to evaluation by source dev.csv and to sft by source test.csv; "
         "take it out of one of them"
     )
+    with pytest.raises(InputError) as caught:  # the first of two conflicts is told
+        settled(
+            tmp_path,
+            [*claims, ("q", "a", ["sft"]), ("p", "test.csv", ["sft"]), ("q", "b", ["ppo"])],
+        )
+    assert str(caught.value) == message
 
 
 def test_sources_that_allow_nothing_in_common_are_an_error() -> None:
-    book = SplitBook("prompt")
-    book.add("p", "train.csv", ["sft", "ppo"])
-    book.add("p", "ranked.jsonl", ["reward", "reward_heldout"])
+    claims: Any = [("train.csv", ("sft", "ppo")), ("ranked.jsonl", ("reward", "reward_heldout"))]
     with pytest.raises(InputError, match=r"in source train.csv and in source ranked.jsonl, whose"):
-        list(book.assign(shares=DEFAULT_SHARES, salt=""))
+        agree("prompt", "p", claims)
+    assert agree("prompt", "p", [*claims, ("c", ("sft",))]) == ("c", ("sft",))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_blocks_do_not_change_what_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """As one dictionary in memory finds it, however often rows go to disk."""
+    monkeypatch.setattr("tasks.text_book._BLOCK_ROWS", rows)
+    generator = random.Random(rows)
+    kinds: tuple[Kind, ...] = ("text", "response", "mention")
+    rows_in = [
+        (f"t{generator.randrange(40)} é", f"s{generator.randrange(3)}", generator.choice(kinds),
+         f"r{generator.randrange(3)}")
+        for _ in range(300)
+    ]  # fmt: skip
+    book = TextBook("prompt", tmp_path)
+    texts: dict[str, str] = {}
+    responses: dict[tuple[str, str], str] = {}
+    merged_texts = merged_responses = 0
+    for text, source, kind, response in rows_in:
+        said = response if kind == "response" else None
+        book.add(text, source, ["sft"], kind=kind, response=said)
+        merged_texts += kind == "text" and text in texts
+        texts.setdefault(text, source)
+        if said is not None:
+            merged_responses += (text, said) in responses
+            responses.setdefault((text, said), source)
+    counts = book.settle(shares=DEFAULT_SHARES, salt="")
+    found = [row for batch in book.texts() for row in batch.to_pylist()]
+    assert [(row["text"], row["source"]) for row in found] == list(texts.items())
+    assert [row["id"] for row in found] == [digest_id(text) for text in texts]
+    answers = [row for batch in book.responses() for row in batch.to_pylist()]
+    assert [(row["id"], row["text"], row["source"]) for row in answers] == [
+        (digest_id(text), said, source) for (text, said), source in responses.items()
+    ]
+    assert counts.texts["sft"] == len(texts)
+    assert counts.responses["sft"] == len(responses)
+    assert (counts.merged_texts, counts.merged_responses) == (merged_texts, merged_responses)
 
 
 def test_duplicates_are_merged_and_counted(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.tables import TABLES, content_digest, digest_id, read_table, to_arrow, write_table
+from tasks.tables import (
+    TABLES,
+    content_digest,
+    digest_id,
+    read_table,
+    to_arrow,
+    write_batches,
+    write_table,
+)
 
 PROMPTS = pd.DataFrame(
     {
@@ -164,3 +172,22 @@ def test_digest_id() -> None:
     assert digest_id("ab") != digest_id("a", "b") != digest_id("a\x1f", "b")
     assert digest_id("e\u0301") == digest_id("\u00e9")
     assert len(digest_id("\ud800")) == 16
+
+
+def test_batches_give_the_table_that_the_whole_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.tables._DIGEST_ROWS", 4)
+    rows = [candidates(candidate_id=[f"{i}", f"{i}b"], response=["é" * i, ""]) for i in range(7)]
+    whole = write_table(tmp_path / "whole.parquet", "candidates", pd.concat(rows))
+    pieces = [to_arrow("candidates", frame) for frame in rows]
+    for name, batches in {"many": pieces, "one": [pa.concat_tables(pieces)]}.items():
+        path = tmp_path / f"{name}.parquet"
+        assert write_batches(path, "candidates", iter(batches)) == whole
+        read = read_table(path, "candidates")
+        pd.testing.assert_frame_equal(read, read_table(tmp_path / "whole.parquet", "candidates"))
+    empty = write_table(tmp_path / "e.parquet", "candidates", pd.DataFrame())
+    assert write_batches(tmp_path / "f.parquet", "candidates", []) == empty
+    bad = pieces[0].set_column(3, "response", pa.array([None, "x"], pa.string()))
+    with pytest.raises(ValueError, match="column response: must not be null"):
+        write_batches(tmp_path / "g.parquet", "candidates", [bad])

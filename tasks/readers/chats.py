@@ -62,6 +62,8 @@ class Turn:
 
 def is_chat(value: object) -> bool:
     """Whether `value` is a turn or a list of turns (which may be malformed)."""
+    if isinstance(value, str):  # by far the most, and cheaper to ask than an abstract class
+        return False
     if isinstance(value, Mapping):
         return any(name in value for name in _SPEAKERS)
     return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)

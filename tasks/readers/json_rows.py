@@ -29,9 +29,10 @@ def _repeated_reason(name: str) -> str:
 
 
 def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if repeated := _repeated_key(pairs):
-        raise RowError(_repeated_reason(repeated))
-    return dict(pairs)
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise RowError(_repeated_reason(_repeated_key(pairs)))
+    return values
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_repeats)

@@ -98,14 +98,15 @@ def check_text(value: object, label: str) -> str:
         raise RowError(f"{label}: null")
     if not isinstance(value, str):
         raise RowError(f"{label}: must be text, got {type(value).__name__}")
-    if not value.strip():
+    if not value or value.isspace():
         raise RowError(f"{label}: empty")
     if "\0" in value:
         raise RowError(f"{label}: holds a NUL character")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RowError(f"{label}: invalid UTF-8 (or half of a surrogate pair)") from None
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise RowError(f"{label}: invalid UTF-8 (or half of a surrogate pair)") from None
     return value
 
 
