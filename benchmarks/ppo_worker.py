@@ -2,8 +2,8 @@
 
     python -m benchmarks.ppo_worker ours|trl LOAD fp32|auto
 
-Answers each line with JSON: seconds of one update, response tokens, optimizer steps, and the peak of
-memory above what stood when the models had been built.
+Answers each line with JSON: seconds of one update, response tokens, optimizer steps, and the peak
+of memory above what stood when the models had been built.
 """
 
 import json
@@ -221,7 +221,9 @@ def _memory(field: str) -> int:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         return 0
-    return next(int(l.split()[1]) * 1024 for l in status.splitlines() if l.startswith(field))
+    return next(
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field)
+    )
 
 
 def main() -> None:

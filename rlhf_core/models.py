@@ -101,7 +101,7 @@ and 1.4 times in decoding a small model, against PyTorch's fused kernel."""
 
 
 def choose_attention(model: Any) -> None:
-    """The attention of a new model: a fixed rule, so that the same machine always computes the same."""
+    """By a fixed rule, so that the same machine always computes the same."""
     if not torch.cuda.is_available() and context_tokens(model) <= SHORT_CONTEXT_TOKENS:
         model.set_attn_implementation("eager")
 
