@@ -39,7 +39,7 @@ def build_causal_lm(shape: Model, tokenizer: Tokenizer) -> CausalLM:
         bos_token_id=None,
     )
     model = LlamaForCausalLM(config)
-    _choose_attention(model)
+    choose_attention(model)
     return model
 
 
@@ -77,7 +77,7 @@ def load_causal_lm(folder: str | Path, **options: Any) -> tuple[CausalLM, Tokeni
         )
     _refuse_missing(folder, loading["missing_keys"])
     ensure_pad_token(tokenizer, model)
-    _choose_attention(model)
+    choose_attention(model)
     model.eval()
     if not _is_causal(model):
         raise ValueError(
@@ -100,8 +100,8 @@ SHORT_CONTEXT_TOKENS = 512
 and 1.4 times in decoding a small model, against PyTorch's fused kernel."""
 
 
-def _choose_attention(model: Any) -> None:
-    """A fixed rule, so that the same machine always computes the same."""
+def choose_attention(model: Any) -> None:
+    """By a fixed rule, so that the same machine always computes the same."""
     if not torch.cuda.is_available() and context_tokens(model) <= SHORT_CONTEXT_TOKENS:
         model.set_attn_implementation("eager")
 
@@ -414,7 +414,7 @@ def _load_classifier(folder: str | Path, score_at: str, *, new_head: bool) -> An
         names = {name for name, part in classifier.named_modules() if part is head}
         missing -= {f"{name}.{part}" for name in names for part in ("weight", "bias")}
     _refuse_missing(folder, missing)
-    _choose_attention(classifier)
+    choose_attention(classifier)
     return classifier.eval()
 
 

@@ -129,9 +129,7 @@ def train_ppo(
     lm = models.policy.lm
     for model in (models.policy, models.reference, models.reward_model):
         model.eval()  # dropout would make the ratio differ from 1 before any step
-    optimizer = torch.optim.Adam(
-        models.policy.parameters(), lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
-    )
+    optimizer = build_ppo_optimizer(models.policy, settings)
     schedule = linear_schedule(
         settings.updates,
         warmup_share=settings.warmup_share,
@@ -203,6 +201,13 @@ def train_ppo(
         best_update=best_so_far(state.looks, settings),
         optimizer_steps=state.optimizer_steps,
         stopped=state.stopped,
+    )
+
+
+def build_ppo_optimizer(policy: PolicyWithValue, settings: Ppo) -> torch.optim.Optimizer:
+    """Adam as the papers have it, without weight decay."""
+    return torch.optim.Adam(
+        policy.parameters(), lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
     )
 
 
