@@ -74,7 +74,8 @@ def ending_rates() -> torch.Tensor:
     ends = torch.arange(1, STEPS + 1).log().sub(middle).div(LENGTH_SPREAD)
     reached = torch.special.ndtr(ends.double())
     before = torch.cat([torch.zeros(1, dtype=torch.float64), reached[:-1]])
-    return ((reached - before) / (1 - before)).clamp(max=0.99)
+    rates: torch.Tensor = (reached - before) / (1 - before)
+    return rates.clamp(max=0.99)
 
 
 @torch.no_grad()

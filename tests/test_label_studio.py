@@ -163,8 +163,9 @@ def pull(config: PipelineConfig, items: Sequence[Item]) -> int:
 
 @pytest.mark.slow
 def test_what_is_said_in_label_studio_is_what_counts(
-    studio: Studio, token: None, tmp_path: Path
+    studio: Studio, token: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tasks.label_studio.client.PAGE_SIZE", 3)
     config, items = config_of(tmp_path, studio.url, project="what is said"), some_items(8)
     assert pull(config, items) == 0
     assert pull(config, items) == 0  # nothing is imported twice

@@ -4,6 +4,7 @@ Tried with Label Studio 1.23.2. A token is read where the configuration says tha
 the configured server alone, and stands in no message.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,9 +107,18 @@ class Client:
             self._ask("POST", f"/api/projects/{project}/import", some)
 
     def tasks(self, project: int) -> list[dict[str, Any]]:
-        """All tasks with their data and annotations."""
-        query = "exportType=JSON&download_all_tasks=true"
-        return list(self._ask("GET", f"/api/projects/{project}/export?{query}"))
+        """All tasks with their data and annotations.
+
+        Page by page, because the server keeps a copy of every whole export on its disk.
+        """
+        query = f"project={project}&fields=all&resolve_uri=false&page_size={PAGE_SIZE}"
+        found: dict[int, dict[str, Any]] = {}
+        for page in itertools.count(1):
+            answer = self._ask("GET", f"/api/tasks?{query}&page={page}")
+            found |= {int(task["id"]): task for task in answer["tasks"]}
+            if not answer["tasks"] or page * PAGE_SIZE >= answer["total"]:
+                break
+        return list(found.values())
 
     @property
     def _is_personal(self) -> bool:
