@@ -12,7 +12,7 @@ STUDIO_PORT ?= 8080
 TEMPLATE := --base-job-template deployments/pools/$(POOL_TYPE).json
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e deploy worker serve automations test proofs browser label-studio label-studio-test screenshots chaos fuzz mutants check bench ablation help clean
+.PHONY: setup demo e2e deploy worker serve automations test proofs browser label-studio label-studio-test screenshots chaos fuzz mutants check bench claims ablation help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -89,7 +89,11 @@ check: $(READY) ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## what the README claims: the demo on six seeds, the reward model on 5 folds
+bench: $(READY) ## how fast, against TRL, transformers and the machine (installs TRL); QUICK=--quick
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.speed $(QUICK)
+
+claims: $(READY) ## what the README claims: the demo on six seeds, the reward model on 5 folds
 	$(BIN)/python -m benchmarks.demo_seeds
 	$(BIN)/python -m benchmarks.reward_folds
 

@@ -1,6 +1,6 @@
 """One side of a comparison of PPO, in a process of its own: an update for each line it reads.
 
-    python -m benchmarks.ppo_worker ours|trl LOAD fp32|auto
+    python -m benchmarks.speed.ppo_worker ours|trl LOAD fp32|auto
 
 Answers each line with JSON: seconds of one update, response tokens, optimizer steps, and the peak
 of memory above what stood when the models had been built.
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.ppo_load import EOS, LOADS, PAD, VOCABULARY, Load, llama_config, prompts
+from benchmarks.speed.ppo_load import EOS, LOADS, PAD, VOCABULARY, Load, llama_config, prompts
+from benchmarks.speed.rows import THREADS
 
-THREADS = 2
 PROMPTS = 512
 LEARNING_RATE = 1e-6
 """So low that texts stay as long as they are."""
@@ -31,6 +31,8 @@ class Update:
     seconds: float
     response_tokens: int
     optimizer_steps: int
+    optimisation_seconds: float
+    """Those of `seconds` in which the policy learns; 0 on TRL's side."""
     peak_bytes: int
     """Since the models were built, beyond what stood then."""
 
@@ -40,7 +42,7 @@ class Worker:
 
     def __init__(self, side: str, load: str, precision: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.ppo_worker", side, load, precision],
+            [sys.executable, "-m", "benchmarks.speed.ppo_worker", side, load, precision],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -74,11 +76,12 @@ def reward_classifier() -> Any:
     return LlamaForSequenceClassification(config).eval()
 
 
-def ours(load: Load, precision: str) -> Callable[[], tuple[int, int]]:
-    """Builds all that `train_ppo` does; the function runs one update: (tokens, steps)."""
+def ours(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
+    """Builds all that `train_ppo` does; the function runs one update: (tokens, steps, seconds of
+    optimisation)."""
     import torch
 
-    from benchmarks.ppo_load import language_model
+    from benchmarks.speed.ppo_load import language_model
     from rlhf_core.config import Ppo
     from rlhf_core.kl import KlController
     from rlhf_core.models import PolicyWithValue, RewardModel, choose_attention, num_parameters
@@ -119,18 +122,20 @@ def ours(load: Load, precision: str) -> Callable[[], tuple[int, int]]:
     )
     prompt_ids = prompts(PROMPTS)
 
-    def update() -> tuple[int, int]:
+    def update() -> tuple[int, int, float]:
         rollouts, _, _ = collect_rollouts(models, prompt_ids, settings, state, seed=0)
+        started = time.perf_counter()
         _, steps = update_policy(
             models, rollouts, optimizer, settings, kl_coef=settings.kl_coef, seed=state.update
         )
+        learning = time.perf_counter() - started
         state.update += 1
-        return sum(rollout.num_tokens for rollout in rollouts), steps
+        return sum(rollout.num_tokens for rollout in rollouts), steps, learning
 
     return update
 
 
-def trl(load: Load, precision: str) -> Callable[[], tuple[int, int]]:
+def trl(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
     """TRL's trainer with the same models, counts and prompts; likewise."""
     import logging
     import tempfile
@@ -145,7 +150,7 @@ def trl(load: Load, precision: str) -> Callable[[], tuple[int, int]]:
     from transformers import PreTrainedTokenizerFast
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    from benchmarks.ppo_load import language_model
+    from benchmarks.speed.ppo_load import language_model
 
     disable_progress_bars()
     words = models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token=str(VOCABULARY - 1))
@@ -206,10 +211,10 @@ def trl(load: Load, precision: str) -> Callable[[], tuple[int, int]]:
 
     policy.generate = count_tokens
 
-    def update() -> tuple[int, int]:
+    def update() -> tuple[int, int, float]:
         before, tokens_before = steps, tokens
         trainer.train()
-        return tokens - tokens_before, steps - before
+        return tokens - tokens_before, steps - before, 0.0
 
     assert torch.get_num_threads() == THREADS
     return update
@@ -242,11 +247,11 @@ def main() -> None:
     standing = _memory("VmRSS")
     for _ in sys.stdin:
         started = time.perf_counter()
-        tokens, steps = update()
+        tokens, steps, learning = update()
         seconds = time.perf_counter() - started
         assert steps == load.optimizer_steps, f"{side} took {steps} optimizer steps"
         print(
-            json.dumps(vars(Update(seconds, tokens, steps, _memory("VmHWM") - standing))),
+            json.dumps(vars(Update(seconds, tokens, steps, learning, _memory("VmHWM") - standing))),
             file=answers,
             flush=True,
         )

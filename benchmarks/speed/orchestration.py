@@ -1,0 +1,96 @@
+"""What the chain costs beside its steps: the demo, cut short, from process start to exit."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.speed.rows import Row, seconds
+
+SHORT = (
+    "ingest.demo_prompts=200 ingest.demo_corpus=400 pretrain.epochs=1 sft.epochs=1 "
+    "sample.samples_per_prompt=4 reward.epochs=1 ppo.updates=2 evaluate.num_prompts=8"
+)
+"""What the steps do does not matter here; how many there are does."""
+
+START_SECONDS = 120
+
+
+def run_demo(root: Path, environment: dict[str, str]) -> tuple[float, float]:
+    """(seconds from start to exit, seconds inside the steps that ran)."""
+    before = {path.parent.name for path in root.glob("*/manifest.json")}
+    changes = [f"paths.root={root}", *SHORT.split()]
+    sets = [word for change in changes for word in ("--set", change)]
+    command = [sys.executable, "-m", "flows.command", "run", "demo", *sets]
+    whole = seconds(
+        lambda: subprocess.run(command, check=True, env=environment, capture_output=True)
+    )
+    inside = sum(
+        float(json.loads(path.read_text(encoding="utf-8"))["duration_seconds"])
+        for path in root.glob("*/manifest.json")
+        if path.parent.name not in before
+    )
+    return whole, inside
+
+
+@contextmanager
+def server(environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The environment that points to a Prefect server which runs meanwhile."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/api"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        ends = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.5)
+        yield environment | {"PREFECT_API_URL": address}
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def rows(*, quick: bool) -> Iterator[Row]:
+    """First start, later ones, with a running server; and runs of which all is cached."""
+    rounds = 1 if quick else 3
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        home = {"HOME": temporary, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        plain = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | home
+
+        def row(what: str, bound: str, environment: dict[str, str], *, cached: bool) -> Row:
+            outside = []
+            for number in range(1 if "first" in what else rounds):
+                root = folder / ("cached" if cached else f"{what}-{number}")
+                whole, inside = run_demo(root, environment)
+                outside.append(whole - inside)
+            middle = sorted(outside)[len(outside) // 2]
+            return Row(what, middle, "s", bound, runs={"seconds": outside})
+
+        yield row("outside the steps, very first start", "<= 25", plain, cached=False)
+        yield row("outside the steps, embedded server", "<= 15", plain, cached=False)
+        run_demo(folder / "cached", plain)
+        yield row("all cached, embedded server", "<= 20", plain, cached=True)
+        with server(plain) as served:
+            yield row("outside the steps, running server", "<= 5", served, cached=False)
+            yield row("all cached, running server", "<= 6", served, cached=True)
