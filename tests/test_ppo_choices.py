@@ -109,12 +109,12 @@ def test_a_strong_kl_loss_brings_the_policy_back_to_its_reference(
     # The reference is nearly uniform, the policy is not.
     models = replace(ppo_models(std=0.3), reference=tiny_lm(5, std=0.1))
     result = run(
-        models, tmp_path, updates=12, batch_size=32, micro_batch_size=16, epochs=3,
+        models, tmp_path, updates=20, batch_size=32, micro_batch_size=16, epochs=3,
         learning_rate=5e-3, kl_coef=50.0, kl_in="loss", kl_estimator=kind, evaluate_every=99,
     )  # fmt: skip
     kl = [value for _, name, value in result.metrics if name == "objective/kl"]
     assert kl[0] > 1.0
-    assert kl[-1] < 0.25 * kl[0]
+    assert sum(kl[-5:]) / 5 < 0.25 * kl[0]  # one update's KL is noisy
 
 
 def test_checklist_18_an_update_ends_where_the_policy_has_moved_too_far(tmp_path: Path) -> None:
