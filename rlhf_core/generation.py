@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhf_core.kv_cache import make_cache
+from rlhf_core.decoding import Decoder, build_decoder
 from rlhf_core.logprobs import prepare_logits
 from rlhf_core.models import CausalLM, context_tokens, load_causal_lm, num_parameters
 from rlhf_core.runtime import (
@@ -28,7 +28,6 @@ from rlhf_core.tokens import (
     decode_response,
     encode_prompts,
     length_sorted_batches,
-    position_ids,
 )
 
 COMPACT_SHARE = 0.75
@@ -77,18 +76,20 @@ def sample(
         progress: told how many responses are finished.
     """
     results: dict[int, Sampled] = {}
+    decoder = build_decoder(model, precision)
     progress = progress or NoProgress()
     done = 0
     for rows in length_sorted_batches([len(ids) for ids in prompt_ids], batch_size):
         with autocast(model.device, precision):
             sampled = _sample_batch(
-                model,
+                decoder,
                 [prompt_ids[row] for row in rows],
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,
                 pad_id=pad_id,
                 eos_id=eos_id,
                 generator=generator,
+                device=model.device,
             )
         for row, one in zip(rows, sampled, strict=True):
             results[row] = one
@@ -98,7 +99,7 @@ def sample(
 
 
 def _sample_batch(
-    model: CausalLM,
+    decoder: Decoder,
     prompt_ids: list[Sequence[int]],
     *,
     temperature: float,
@@ -106,49 +107,35 @@ def _sample_batch(
     pad_id: int,
     eos_id: int,
     generator: torch.Generator,
+    device: torch.device,
 ) -> list[Sampled]:
     # A prompt that is there several times is read once.
     distinct = list(dict.fromkeys(map(tuple, prompt_ids)))
     number = {ids: row for row, ids in enumerate(distinct)}
-    which = torch.tensor([number[tuple(ids)] for ids in prompt_ids], device=model.device)
-    batch = collate(distinct, [[]] * len(distinct), pad_id=pad_id, device=model.device)
-    input_ids, attention_mask = batch.prompt_ids, batch.prompt_mask
-    positions = position_ids(attention_mask)
-    cache = make_cache(model.config)
-    tokens = torch.full((len(prompt_ids), max_new_tokens), pad_id, device=model.device)
-    logprobs = torch.zeros(len(prompt_ids), max_new_tokens, device=model.device)
-    rows = torch.arange(len(prompt_ids), device=model.device)
-    running = torch.ones(len(prompt_ids), dtype=torch.bool, device=model.device)
+    batch = collate(distinct, [[]] * len(distinct), pad_id=pad_id, device=device)
+    logits = decoder.read(batch.prompt_ids, batch.prompt_mask)
+    if len(distinct) < len(prompt_ids):
+        which = torch.tensor([number[tuple(ids)] for ids in prompt_ids], device=device)
+        decoder.select(which)
+        logits = logits[which]
+    tokens = torch.full((len(prompt_ids), max_new_tokens), pad_id, device=device)
+    logprobs = torch.zeros(len(prompt_ids), max_new_tokens, device=device)
+    rows = torch.arange(len(prompt_ids), device=device)
+    running = torch.ones(len(prompt_ids), dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
-        output = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1]
-        if t == 0 and len(distinct) < len(prompt_ids):
-            cache.batch_select_indices(which)
-            logits, attention_mask = logits[which], attention_mask[which]
-            positions = positions[which]
         token, logprob = _draw(logits, temperature, pad_id, generator)
         token = token.masked_fill(~running, pad_id)
         tokens[rows, t] = token
         logprobs[rows, t] = logprob.masked_fill(~running, 0.0)
         running &= token != eos_id
         num_running = int(running.sum())
-        if num_running == 0:
+        if num_running == 0 or t == max_new_tokens - 1:
             break
-        attention_mask = torch.cat([attention_mask, running.unsqueeze(1)], 1)
-        positions = positions[:, -1:] + 1
         if num_running < COMPACT_SHARE * len(rows):
             kept = running.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
-            rows, token, positions = rows[kept], token[kept], positions[kept]
-            attention_mask, running = attention_mask[kept], running[kept]
-        input_ids = token.unsqueeze(1)
+            decoder.select(kept)
+            rows, token, running = rows[kept], token[kept], running[kept]
+        logits = decoder.step(token)
     return [
         _cut(ids, values, eos_id)
         for ids, values in zip(tokens.tolist(), logprobs.tolist(), strict=True)

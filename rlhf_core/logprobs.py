@@ -1,6 +1,7 @@
 """Log-probabilities (nats) and entropies of tokens, from logits."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,24 +17,24 @@ def prepare_logits(
     The sampler, the reference and the update all go through here, so that no logprob can miss the
     temperature or give PAD a share.
     """
-    logits = logits.float() / temperature
-    if suppressed_id is None:
-        return logits
-    index = torch.tensor([suppressed_id], device=logits.device)
-    return logits.index_fill(-1, index, SUPPRESSED_LOGIT)
+    offset = torch.zeros(logits.shape[-1], device=logits.device)
+    if suppressed_id is not None:
+        offset[suppressed_id] = SUPPRESSED_LOGIT
+    return torch.add(offset, logits, alpha=1 / temperature)  # one pass, and fp32 by its offset
 
 
 def token_logprobs(
-    logits: Float[Tensor, "B R V"], token_ids: Int[Tensor, "B R"]
-) -> Float[Tensor, "B R"]:
+    logits: Float[Tensor, "*batch V"], token_ids: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
     """log p(token) = logit(token) − logsumexp(logits), for prepared logits.
 
     Logits at index t must be those that predict token t (the shift is the caller's).
     """
-    chosen = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+    rows = logits.reshape(-1, logits.shape[-1])
+    losses = F.cross_entropy(rows, token_ids.flatten(), reduction="none")
+    return -losses.view(token_ids.shape)
 
 
-def token_entropy(logits: Float[Tensor, "B R V"]) -> Float[Tensor, "B R"]:
+def token_entropy(logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
     """Entropy of each next-token distribution, −Σ p log p, in nats, for prepared logits."""
     return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)

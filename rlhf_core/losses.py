@@ -134,11 +134,6 @@ def pointwise_cross_entropy_loss(
     return masked_mean(losses, mask)
 
 
-def lm_loss(
-    logits: Float[Tensor, "B R V"], token_ids: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]
-) -> Float[Tensor, ""]:
-    """Mean next-token cross-entropy (nats) over the mask; logits at t predict token t."""
-    losses = F.cross_entropy(
-        logits.float().flatten(0, 1), token_ids.flatten(), reduction="none"
-    ).view(token_ids.shape)
-    return masked_mean(losses, mask)
+def lm_loss(logits: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Mean next-token cross-entropy (nats) of tokens that count; logits at t predict token t."""
+    return F.cross_entropy(logits.float(), token_ids)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from rlhf_core import llama
 from rlhf_core.config import Model
 from rlhf_core.prefixes import Prefix
 from rlhf_core.tokens import Batch, Tokenizer, collate, ensure_pad_token, position_ids
@@ -189,9 +190,9 @@ def context_tokens(model: CausalLM) -> int:
     return int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
 
 
-def response_logits(model: CausalLM, batch: Batch) -> Float[Tensor, "B R V"]:
-    """Logits that predict each response token: those at positions P − 1 .. P + R − 2."""
-    return _forward(model, batch, hidden=False)[0]
+def response_logits(model: CausalLM, batch: Batch) -> Float[Tensor, "N V"]:
+    """Logits that predict each response token that counts, row by row."""
+    return _forward(model, batch)[0]
 
 
 def output_layer(model: CausalLM) -> nn.Module:
@@ -207,7 +208,7 @@ def output_layer(model: CausalLM) -> nn.Module:
             layer is None
             or _caps_logits(model)
             or not torch.allclose(
-                layer(model.base_model(batch.input_ids).last_hidden_state[:, 1:-1]),
+                layer(model.base_model(batch.input_ids).last_hidden_state[0, 1:-1]),
                 response_logits(model, batch),
                 rtol=1e-4,
                 atol=1e-4,
@@ -218,20 +219,56 @@ def output_layer(model: CausalLM) -> nn.Module:
 
 
 def _forward(
-    model: CausalLM, batch: Batch, *, hidden: bool
-) -> tuple[Float[Tensor, "B R V"], Float[Tensor, "B R D"] | None]:
-    attention_mask = batch.attention_mask
+    model: CausalLM, batch: Batch, *, hidden: bool = False
+) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N D"] | None]:
+    """Logits, and if asked the states that they come from."""
+    if llama.is_llama_lm(model):
+        states = _states_at(model.base_model, batch, _before(batch))
+        return model.get_output_embeddings()(states), states
     num_kept = batch.response_ids.shape[1] + 1
     output = model(
         input_ids=batch.input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
+        attention_mask=batch.attention_mask,
+        position_ids=position_ids(batch.attention_mask),
         use_cache=False,
         logits_to_keep=num_kept,
         output_hidden_states=hidden,
     )
-    states = output.hidden_states[-1][:, -num_kept:-1] if hidden else None
-    return output.logits[:, :-1], states
+    mask = batch.response_mask
+    states = output.hidden_states[-1][:, -num_kept:-1][mask] if hidden else None
+    return output.logits[:, :-1][mask], states
+
+
+def _before(batch: Batch) -> Bool[Tensor, "B T"]:
+    """Where the states stand from which the response tokens that count are predicted."""
+    return torch.cat([batch.prompt_mask[:, 1:] & False, batch.response_mask, _none(batch)], 1)
+
+
+def _behind(batch: Batch, *, last: bool = False) -> Bool[Tensor, "B T"]:
+    """Where the response tokens that count stand themselves, or each row's last one."""
+    mask = batch.response_mask
+    if last:  # a prefix of each row, so that the next one is masked or beyond the end
+        mask = mask & ~torch.cat([mask[:, 1:], _none(batch)], 1)
+    return torch.cat([batch.prompt_mask & False, mask], 1)
+
+
+def _none(batch: Batch) -> Bool[Tensor, "B 1"]:
+    return torch.zeros(len(batch.response_mask), 1, dtype=torch.bool, device=batch.device)
+
+
+def _states_at(
+    trunk: Any, batch: Batch, wanted: Bool[Tensor, "B T"]
+) -> Float[Tensor, "N D"]:
+    """The trunk's last states at the wanted positions, row by row."""
+    if llama.is_llama(trunk):
+        return llama.read(trunk, batch.input_ids, batch.attention_mask, wanted)
+    states: Tensor = trunk(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=position_ids(batch.attention_mask),
+        use_cache=False,
+    ).last_hidden_state
+    return states[wanted]
 
 
 class PolicyWithValue(nn.Module):
@@ -255,14 +292,16 @@ class PolicyWithValue(nn.Module):
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, batch: Batch) -> tuple[Float[Tensor, "B R V"], Float[Tensor, "B R"]]:
-        """Raw logits that predict the response tokens, and values (fp32)."""
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, "N V"], Float[Tensor, "B R"]]:
+        """Raw logits that predict each response token that counts, row by row; and values (fp32),
+        0 where masked."""
         if self.value_model is not None:
-            return response_logits(self.lm, batch), self.value_model.values(batch) + self.value_bias
+            values = self.value_model.values(batch) + self.value_bias
+            return response_logits(self.lm, batch), values.masked_fill(~batch.response_mask, 0.0)
         logits, states = _forward(self.lm, batch, hidden=True)
         assert states is not None
         with torch.autocast(states.device.type, enabled=False):
-            return logits, self.value_head(states.float()).squeeze(-1)
+            return logits, batch.place(self.value_head(states.float()).squeeze(-1))
 
     def norm_groups(self) -> list[list[nn.Parameter]]:
         """Parameters whose gradients have one norm: with a value model of its own, two groups,
@@ -352,27 +391,33 @@ class RewardModel(nn.Module):
         self, batch: Batch, states: Float[Tensor, "B R1 D"] | None = None
     ) -> Float[Tensor, "B R"]:
         """The head's normalised output at each response token, fp32; 0 where masked."""
-        states = self.states(batch) if states is None else states
+        if states is None:
+            trunk = self.classifier.base_model
+            return batch.place(self._outputs(_states_at(trunk, batch, _behind(batch))))
         return self._outputs(states[:, 1:]).masked_fill(~batch.response_mask, 0.0)
 
     def values(self, batch: Batch) -> Float[Tensor, "B R"]:
-        """The score so far, before each response token is known; unmasked.
+        """The score so far, before each response token is known; any number where masked.
 
         `last`: the output one token earlier. `token`: the mean of the outputs from the prompt's
         last token on.
         """
-        outputs = self._outputs(self.states(batch)[:, :-1])
+        states = _states_at(self.classifier.base_model, batch, _before(batch))
+        outputs = batch.place(self._outputs(states))
         if self.score_at == "last":
             return outputs
         return outputs.cumsum(1) / torch.arange(1, outputs.shape[1] + 1, device=outputs.device)
 
-    def _outputs(self, states: Float[Tensor, "B R D"]) -> Float[Tensor, "B R"]:
+    def _outputs(self, states: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         with torch.autocast(states.device.type, enabled=False):
             outputs: Tensor = _head(self.classifier)(states.float()).squeeze(-1)
         return self.gain * outputs + self.bias
 
     def forward(self, batch: Batch) -> Float[Tensor, " B"]:
         """One score per sequence; every row must have at least one response token."""
+        if self.score_at == "last":
+            last = _behind(batch, last=True)
+            return self._outputs(_states_at(self.classifier.base_model, batch, last))
         return self.reduce(self.token_scores(batch), batch.response_mask)
 
     def reduce(

@@ -302,20 +302,19 @@ def collect_rollouts(
 
 @torch.no_grad()
 def _rollout(models: PpoModels, rows: list[int], batch: Batch, settings: Ppo) -> Rollout:
-    mask = batch.response_mask
     with autocast(models.device, models.precision):
         policy_logits, values = models.policy(batch)
         reference_logits = response_logits(models.reference, batch)
     logits = _prepare(models, policy_logits, settings)
-    ref_logprobs = token_logprobs(_prepare(models, reference_logits, settings), batch.response_ids)
+    ref_logprobs = token_logprobs(_prepare(models, reference_logits, settings), batch.kept_ids)
     zeros = torch.zeros_like(values)
     return Rollout(
         rows=rows,
         batch=batch,
-        old_logprobs=token_logprobs(logits, batch.response_ids).masked_fill(~mask, 0.0),
-        ref_logprobs=ref_logprobs.masked_fill(~mask, 0.0),
-        values=values.masked_fill(~mask, 0.0),
-        entropy=token_entropy(logits).masked_fill(~mask, 0.0),
+        old_logprobs=batch.place(token_logprobs(logits, batch.kept_ids)),
+        ref_logprobs=batch.place(ref_logprobs),
+        values=values,
+        entropy=batch.place(token_entropy(logits)),
         rewards=zeros,
         advantages=zeros,
         returns=zeros,
@@ -323,8 +322,8 @@ def _rollout(models: PpoModels, rows: list[int], batch: Batch, settings: Ppo) ->
 
 
 def _prepare(
-    models: PpoModels, logits: Float[Tensor, "B R V"], settings: Ppo
-) -> Float[Tensor, "B R V"]:
+    models: PpoModels, logits: Float[Tensor, "N V"], settings: Ppo
+) -> Float[Tensor, "N V"]:
     return prepare_logits(logits, temperature=settings.temperature, suppressed_id=models.pad_id)
 
 
@@ -438,11 +437,10 @@ def update_policy(
 def _losses(
     models: PpoModels, rollout: Rollout, settings: Ppo, *, kl_coef: float
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    mask = rollout.batch.response_mask
+    batch, mask = rollout.batch, rollout.batch.response_mask
     with autocast(models.device, models.precision):
-        raw_logits, values = models.policy(rollout.batch)
-    logprobs = token_logprobs(_prepare(models, raw_logits, settings), rollout.batch.response_ids)
-    logprobs = logprobs.masked_fill(~mask, 0.0)  # PAD's are so low that a KL of them is infinite
+        raw_logits, values = models.policy(batch)
+    logprobs = batch.place(token_logprobs(_prepare(models, raw_logits, settings), batch.kept_ids))
     loss, stats = ppo_policy_loss(
         logprobs, rollout.old_logprobs, rollout.advantages, mask, cliprange=settings.cliprange
     )

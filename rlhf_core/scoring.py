@@ -93,6 +93,5 @@ def sequence_logprobs(
         with autocast(device, precision):
             raw = response_logits(model, batch)
         logits = prepare_logits(raw, temperature=temperature, suppressed_id=pad_id)
-        logprobs = token_logprobs(logits, batch.response_ids)
-        sums[rows] = logprobs.masked_fill(~batch.response_mask, 0.0).sum(1).cpu()
+        sums[rows] = batch.place(token_logprobs(logits, batch.kept_ids)).sum(1).cpu()
     return sums

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PAD, EOS = "<|pad|>", "<|eos|>"
@@ -117,6 +117,11 @@ class Batch:
     response_mask: Bool[Tensor, "B R"]
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.response_ids.device
+
+    @property
     def input_ids(self) -> Int[Tensor, "B T"]:
         """Prompt and response, T = P + R."""
         return torch.cat([self.prompt_ids, self.response_ids], 1)
@@ -125,6 +130,15 @@ class Batch:
     def attention_mask(self) -> Bool[Tensor, "B T"]:
         """True = a real token."""
         return torch.cat([self.prompt_mask, self.response_mask], 1)
+
+    @property
+    def kept_ids(self) -> Int[Tensor, " N"]:
+        """The response tokens that count, row by row."""
+        return self.response_ids[self.response_mask]
+
+    def place(self, kept: Float[Tensor, " N"]) -> Float[Tensor, "B R"]:
+        """Numbers of the tokens of `kept_ids` at their places; 0 where masked."""
+        return kept.new_zeros(self.response_mask.shape).masked_scatter(self.response_mask, kept)
 
 
 def position_ids(attention_mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:

@@ -146,8 +146,7 @@ def _backward(
         with autocast(model.device, precision):
             raw_logits = response_logits(model, micro)
         logits = prepare_logits(raw_logits, temperature=1.0, suppressed_id=pad_id)
-        loss = lm_loss(logits, micro.response_ids, micro.response_mask)
-        kept = int(micro.response_mask.sum())
+        loss, kept = lm_loss(logits, micro.kept_ids), len(logits)
         (loss * (kept / expected_tokens)).backward()
         loss_sum += loss.item() * (kept / num_tokens)
     return loss_sum
@@ -165,7 +164,6 @@ def mean_loss(
         with autocast(model.device, precision):
             raw_logits = response_logits(model, batch)
         logits = prepare_logits(raw_logits, temperature=1.0, suppressed_id=pad_id)
-        kept = int(batch.response_mask.sum())
-        total += lm_loss(logits, batch.response_ids, batch.response_mask).item() * kept
-        num_tokens += kept
+        total += lm_loss(logits, batch.kept_ids).item() * len(logits)
+        num_tokens += len(logits)
     return total / max(1, num_tokens)

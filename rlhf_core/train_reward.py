@@ -204,10 +204,10 @@ def _read(
             states = model.states(batch, prefixes and prefixes.rows(which))
             read_on = [row for row, index in enumerate(indices) if index in best]
             if output_layer is not None and read_on:
-                raw_logits = output_layer(states[read_on, :-1])
-                logits = prepare_logits(raw_logits, temperature=1.0, suppressed_id=pad_id)
                 mask = batch.response_mask[read_on]
-                loss = lm_loss(logits, batch.response_ids[read_on], mask)
+                raw_logits = output_layer(states[read_on, :-1][mask])
+                logits = prepare_logits(raw_logits, temperature=1.0, suppressed_id=pad_id)
+                loss = lm_loss(logits, batch.response_ids[read_on][mask])
                 lm_loss_sum = lm_loss_sum + loss * mask.sum()
             scores = model.token_scores(batch, states)
             missing = (0, width - scores.shape[1])

@@ -62,7 +62,7 @@ def test_checklist_2_7_and_8_sampled_logprobs_are_those_of_the_training_forward(
         logits = prepare_logits(
             response_logits(model, batch), temperature=temperature, suppressed_id=PAD
         )
-        logprobs = token_logprobs(logits, batch.response_ids)
+        logprobs = batch.place(token_logprobs(logits, batch.kept_ids))
     for row, one in enumerate(found):
         expected = torch.tensor(one.logprobs)
         torch.testing.assert_close(logprobs[row, : len(expected)], expected, atol=TOLERANCE, rtol=0)

@@ -69,7 +69,7 @@ def test_checklist_2_response_logits_are_those_that_predict_the_response() -> No
     prompt, response = PROMPTS[2], RESPONSES[1]
     with torch.no_grad():
         whole = model(input_ids=torch.tensor([prompt + response])).logits[0]
-        actual = response_logits(model, batch_of([prompt], [response]))[0]
+        actual = response_logits(model, batch_of([prompt], [response]))
     # Token t of the response stands at P + t and is predicted at P + t - 1.
     expected = whole[len(prompt) - 1 : len(prompt) + len(response) - 1]
     torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0)
@@ -81,13 +81,12 @@ def test_checklist_2_padding_never_matters(tmp_path: Path, score_at: str) -> Non
     with torch.no_grad():
         batch = batch_of(PROMPTS, RESPONSES)
         logits, values = policy(batch)
+        of_rows = logits.split(list(map(len, RESPONSES)))
         scores, token_scores = scorer(batch), scorer.token_scores(batch)
         for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
             alone, length = batch_of([prompt], [response]), len(response)
             alone_logits, alone_values = policy(alone)
-            torch.testing.assert_close(
-                logits[row, :length], alone_logits[0], atol=TOLERANCE, rtol=0
-            )
+            torch.testing.assert_close(of_rows[row], alone_logits, atol=TOLERANCE, rtol=0)
             torch.testing.assert_close(
                 values[row, :length], alone_values[0], atol=TOLERANCE, rtol=0
             )
@@ -105,7 +104,7 @@ def test_checklist_2_and_4_content_of_padding_never_matters(tmp_path: Path) -> N
         logits, values = policy(batch)
         other_logits, other_values = policy(refill(batch))
         kept = batch.response_mask
-        assert torch.equal(logits[kept], other_logits[kept])
+        assert torch.equal(logits, other_logits)
         assert torch.equal(values[kept], other_values[kept])
         assert torch.equal(scorer(batch), scorer(refill(batch)))
 
@@ -115,7 +114,7 @@ def test_checklist_4_padding_receives_gradient_exactly_0(tmp_path: Path) -> None
     scorer = tiny_reward_model(tmp_path)
     batch = refill(batch_of(PROMPTS, RESPONSES))
     logits, values = policy(batch)
-    (logits[batch.response_mask].square().sum() + values[batch.response_mask].sum()).backward()
+    (logits.square().sum() + values.sum()).backward()
     scorer(batch).sum().backward()
     for embedding in (
         policy.lm.get_input_embeddings().weight,
