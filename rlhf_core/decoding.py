@@ -30,9 +30,7 @@ class Decoder(Protocol):
 def build_decoder(model: CausalLM, precision: Precision) -> Decoder:
     """The fastest for this model. It may hold a copy of the weights: not one to train on."""
     if LlamaDecoder.fits(model):
-        return LlamaDecoder(
-            model, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
-        )
+        return LlamaDecoder(model, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return TransformersDecoder(model)
 
 

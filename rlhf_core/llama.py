@@ -7,7 +7,7 @@ which `tests/test_families.py` holds this one.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +40,9 @@ def is_llama(trunk: Any) -> bool:
 def is_llama_lm(model: Any) -> bool:
     """Whether a language model is such a trunk with a linear layer for its logits."""
     trunk = model.base_model
-    return type(model).__name__ == type(trunk).__name__.replace("Model", "ForCausalLM") and is_llama(
-        trunk
-    )
+    return type(model).__name__ == type(trunk).__name__.replace(
+        "Model", "ForCausalLM"
+    ) and is_llama(trunk)
 
 
 # --- a whole batch --------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class _Take(torch.autograd.Function):
         return x.index_select(0, rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
         given = gradient.new_zeros(ctx.num_rows, *gradient.shape[1:])
         return given.index_copy_(0, rows, gradient), None
@@ -74,11 +74,13 @@ class _Spread(torch.autograd.Function):
         return x.index_select(0, sources)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (positions,) = ctx.saved_tensors
         return gradient.index_select(0, positions), None, None
+
+
+def _take(x: Float[Tensor, "N D"], rows: Int[Tensor, " M"]) -> Float[Tensor, "M D"]:
+    return cast(Tensor, _Take.apply(x, rows))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,14 @@ class _Layout:
         return len(self.positions) == len(self.sources)
 
     def spread(self, x: Float[Tensor, "N H C"]) -> Float[Tensor, "B H T C"]:
-        padded = x if self._is_full else _Spread.apply(x, self.sources, self.positions)
+        padded = x
+        if not self._is_full:
+            padded = _Spread.apply(x, self.sources, self.positions)  # type: ignore[no-untyped-call]
         return padded.view(*self.shape, *x.shape[1:]).transpose(1, 2)
 
     def gather(self, x: Float[Tensor, "B H T C"]) -> Float[Tensor, "N HC"]:
         flat = x.transpose(1, 2).reshape(len(self.sources), -1)
-        return flat if self._is_full else _Take.apply(flat, self.positions)
+        return flat if self._is_full else _take(flat, self.positions)
 
 
 def read(
@@ -127,8 +131,10 @@ def read(
         wanted: tokens whose state is read; each of them is a real one.
         keep: takes each layer's keys and values (B, H, T, C); those of padding mean nothing.
     """
+    if not wanted.any():
+        return cast(Tensor, trunk.embed_tokens.weight[:0])
     tokens = _Layout.of(attention_mask)
-    first = int(wanted.any(0).nonzero()[0, 0])  # no query is needed before it
+    first = int(wanted.any(0).long().argmax())  # no query is needed before it
     readers = _Layout.of(wanted[:, first:])
     rows = wanted.flatten()[tokens.positions].nonzero().squeeze(1)
     bias = _attention_bias(attention_mask)
@@ -144,14 +150,13 @@ def read(
             keep.append((keys, values))
         queries_at = tokens
         if layer is layers[-1]:
-            x, states = _Take.apply(x, rows), _Take.apply(states, rows)
+            x, states = _take(x, rows), _take(states, rows)
             angles, bias, queries_at = [part[rows] for part in angles], bias[:, :, first:], readers
         queries = queries_at.spread(_rotate(_heads(attention, "q", states), angles))
         seen = _attend(attention, queries, keys, values, bias)
         x = x + attention.o_proj(queries_at.gather(seen))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
-    states = trunk.norm(x)
-    return states  # type: ignore[no-any-return]
+    return cast(Tensor, trunk.norm(x))
 
 
 def _attention_bias(mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1 T T"]:
@@ -179,7 +184,7 @@ def _rotate(x: Float[Tensor, "N H C"], angles: list[Tensor]) -> Float[Tensor, "N
 def _heads(attention: Any, which: str, states: Float[Tensor, "N D"]) -> Float[Tensor, "N H C"]:
     heads = getattr(attention, f"{which}_proj")(states).view(len(states), -1, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)
-    return heads if norm is None else norm(heads)
+    return cast(Tensor, heads if norm is None else norm(heads))
 
 
 def _attend(
@@ -201,7 +206,7 @@ def _attend(
     shared = queries.shape[1] // keys.shape[1]
     if shared > 1:
         keys, values = (x.repeat_interleave(shared, 1) for x in (keys, values))
-    scores = (queries * attention.scaling) @ keys.transpose(2, 3) + bias
+    scores: Tensor = (queries * attention.scaling) @ keys.transpose(2, 3) + bias
     return scores.softmax(-1, dtype=torch.float32) @ values
 
 
@@ -300,9 +305,9 @@ class _Product:
     """Linear layers that read the same input, as one product with weights laid out (in, out)."""
 
     def __init__(self, layers: list[nn.Linear], dtype: torch.dtype) -> None:
-        self._weight = torch.cat([layer.weight for layer in layers]).to(dtype).t().contiguous()
-        biases = [layer.bias for layer in layers]
-        self._bias = None if biases[0] is None else torch.cat(biases).to(dtype)
+        self._weight = torch.cat([layer.weight.to(dtype) for layer in layers]).t().contiguous()
+        biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
 
     def __call__(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
         product = x.to(self._weight.dtype) @ self._weight

@@ -223,8 +223,8 @@ def _forward(
 ) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N D"] | None]:
     """Logits, and if asked the states that they come from."""
     if llama.is_llama_lm(model):
-        states = _states_at(model.base_model, batch, _before(batch))
-        return model.get_output_embeddings()(states), states
+        read = _states_at(model.base_model, batch, _before(batch))
+        return model.get_output_embeddings()(read), read
     num_kept = batch.response_ids.shape[1] + 1
     output = model(
         input_ids=batch.input_ids,
@@ -256,9 +256,7 @@ def _none(batch: Batch) -> Bool[Tensor, "B 1"]:
     return torch.zeros(len(batch.response_mask), 1, dtype=torch.bool, device=batch.device)
 
 
-def _states_at(
-    trunk: Any, batch: Batch, wanted: Bool[Tensor, "B T"]
-) -> Float[Tensor, "N D"]:
+def _states_at(trunk: Any, batch: Batch, wanted: Bool[Tensor, "B T"]) -> Float[Tensor, "N D"]:
     """The trunk's last states at the wanted positions, row by row."""
     if llama.is_llama(trunk):
         return llama.read(trunk, batch.input_ids, batch.attention_mask, wanted)
