@@ -161,7 +161,7 @@ def _draw_by_cdf(
 
     A token of probability 0 is never drawn: its step of the cumulative sum is empty.
     """
-    cumulative = probabilities.double().cumsum(-1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     uniform = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device)
     target = uniform.double() * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(1)

@@ -5,12 +5,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.ppo_load import EOS, LOADS, PAD, language_model, llama_config, prompts
-from benchmarks.speed.rows import Row, alternate, seconds
+from benchmarks.speed.ppo_load import (
+    EOS,
+    LOADS,
+    PAD,
+    VOCABULARY,
+    language_model,
+    llama_config,
+    prompts,
+)
+from benchmarks.speed.rows import NO_BF16, Row, alternate, auto_is_bf16, seconds
 from rlhf_core.generation import sample
-from rlhf_core.models import choose_attention, num_parameters
-from rlhf_core.runtime import resolve_precision
+from rlhf_core.models import choose_attention
 
+PEER = "generate, fp32"
 BOUNDS = {
     ("ragged", "fp32"): ">= 2.5",
     ("full length", "fp32"): ">= 1.0",
@@ -18,45 +26,100 @@ BOUNDS = {
 }
 
 
+FAMILIES = ("GPT2", "GPTNeoX", "OPT", "Gemma", "Mistral", "Qwen2", "Qwen3")
+
+
 def rows(*, quick: bool) -> Iterator[Row]:
-    """Batches of 1, 16, 64 and 256 of the load's Llama; the bounds are those of 64."""
+    """Batches of 1, 16, 64 and 256 of the load's Llama, and 64 of every other family; the bounds
+    are those of 64."""
+    rounds = 3 if quick else 5
     for name, load in LOADS.items():
-        model = language_model(llama_config(), ragged=load.ragged)
-        theirs = language_model(llama_config(), ragged=load.ragged)
-        choose_attention(model)
-        chosen = resolve_precision(
-            "auto", device=torch.device("cpu"), num_parameters=num_parameters(model)
-        )
+        models = [language_model(llama_config(), ragged=load.ragged) for _ in range(2)]
         for batch in (64,) if quick else (1, 16, 64, 256):
-            given = prompts(batch)
-            for wanted in ("fp32", "auto"):
-                precision: Any = chosen if wanted == "auto" else "fp32"
-                ratio, runs = alternate(
-                    lambda m=model, g=given, p=precision, t=load.max_new_tokens: seconds(  # type: ignore[misc]
-                        lambda: sample(
-                            m,
-                            g,
-                            temperature=1.0,
-                            max_new_tokens=t,
-                            pad_id=PAD,
-                            eos_id=EOS,
-                            generator=torch.Generator().manual_seed(0),
-                            precision=p,
-                        )
-                    ),
-                    lambda m=theirs, g=given, t=load.max_new_tokens: seconds(  # type: ignore[misc]
-                        lambda: m.generate(
-                            torch.tensor(g),
-                            attention_mask=torch.ones(len(g), len(g[0]), dtype=torch.long),
-                            do_sample=True,
-                            top_k=0,
-                            max_new_tokens=t,
-                            pad_token_id=PAD,
-                            eos_token_id=EOS,
-                        )
-                    ),
-                    3 if quick else 5,
-                )
-                bound = BOUNDS.get((name, wanted), "") if batch == 64 else ""
-                what = f"decoding, {name}, batch {batch}, {wanted}"
-                yield Row(what, ratio, "x", bound, "generate, fp32", runs)
+            for precision in ("fp32", "auto"):
+                bound = BOUNDS.get((name, precision), "") if batch == 64 else ""
+                what = f"decoding, {name}, batch {batch}, {precision}"
+                yield compare(what, models, batch, load.max_new_tokens, precision, bound, rounds)
+    for family in FAMILIES:
+        models = [family_model(family) for _ in range(2)]
+        for precision in ("fp32", "auto"):
+            what = f"decoding, full length, {family}, batch 64, {precision}"
+            bound = BOUNDS["full length", precision]
+            yield compare(what, models, 64, 48, precision, bound, rounds)
+
+
+def compare(
+    what: str, models: list[Any], batch: int, tokens: int, precision: str, bound: str, rounds: int
+) -> Row:
+    """Seconds of `generate` with one model over those of our loop with the other."""
+    if precision == "auto" and not auto_is_bf16():
+        return Row(what, float("nan"), "x", bound, PEER, note=NO_BF16)
+    mine, theirs = models
+    choose_attention(mine)
+    given = prompts(batch)
+    ids = torch.tensor(given)
+
+    def ours() -> None:
+        sample(
+            mine,
+            given,
+            temperature=1.0,
+            max_new_tokens=tokens,
+            pad_id=PAD,
+            eos_id=EOS,
+            generator=torch.Generator().manual_seed(0),
+            precision="bf16" if precision == "auto" else "fp32",
+        )
+
+    def generate() -> None:
+        theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=tokens,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+        )
+
+    ratio, runs = alternate(lambda: seconds(ours), lambda: seconds(generate), rounds)
+    return Row(what, ratio, "x", bound, PEER, runs)
+
+
+def family_model(family: str) -> Any:
+    """As wide and deep as the load's Llama, with random weights and an EOS that hardly comes."""
+    import transformers
+
+    names = {"GPT2": ("n_embd", "n_inner", "n_layer", "n_head", "n_positions")}
+    hidden, inner, layers, heads, context = names.get(
+        family,
+        (
+            "hidden_size",
+            "ffn_dim" if family == "OPT" else "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ),
+    )
+    shape = {hidden: 256, inner: 768, layers: 4, heads: 4, context: 128}
+    if family == "OPT":
+        shape["word_embed_proj_dim"] = 256
+    if family in ("Gemma", "Mistral", "Qwen2", "Qwen3"):
+        shape |= {"num_key_value_heads": 4, "head_dim": 64}
+    if family == "Mistral":
+        shape["sliding_window"] = 32  # shorter than the texts: transformers' own layers
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=VOCABULARY,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        **shape,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():  # so that no text ends early, on either side
+        embedding = model.get_output_embeddings()
+        if embedding.bias is None:
+            embedding.bias = torch.nn.Parameter(torch.zeros(VOCABULARY))
+        embedding.bias[EOS] = -100.0
+    return model

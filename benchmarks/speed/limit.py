@@ -6,20 +6,20 @@ import torch
 
 from benchmarks.speed.ppo_load import LOADS, PROMPT_TOKENS, VOCABULARY, llama_config
 from benchmarks.speed.ppo_worker import Worker
-from benchmarks.speed.rows import Row, seconds
+from benchmarks.speed.rows import NO_BF16, Row, auto_is_bf16, seconds
 
 
 def needed_operations(*, episodes: int, response_tokens: int, epochs: int) -> float:
     """Of the optimisation of an update: forward and backward (2 + 4 per weight and token), once
-    per epoch, without recomputation; the output layer for response tokens alone, attention
-    without the masked half."""
+    per epoch, without recomputation. The output layer, and the last layer but for its keys and
+    values, are needed for response tokens alone; attention without its masked half."""
     config = llama_config()
     d, m = config.hidden_size, config.intermediate_size
-    weights = config.num_hidden_layers * (4 * d * d + 3 * d * m)
     tokens = episodes * PROMPT_TOKENS + response_tokens
     length = tokens / episodes
-    attention = config.num_hidden_layers * 2 * d * length / 2  # multiplications per token
-    per_pass = tokens * (weights + attention) + response_tokens * d * VOCABULARY
+    layer = 4 * d * d + 3 * d * m + 2 * d * length / 2  # multiplications per token
+    per_pass = (config.num_hidden_layers - 1) * tokens * layer
+    per_pass += tokens * 2 * d * d + response_tokens * (layer - 2 * d * d + d * VOCABULARY)
     return float(6 * epochs * per_pass)
 
 
@@ -38,6 +38,10 @@ def rows(*, quick: bool) -> Iterator[Row]:
     load = LOADS["full length"]
     rates = {"fp32": best_rate(torch.float32), "bf16": best_rate(torch.bfloat16)}
     for precision in ("fp32", "auto"):
+        what = f"optimisation, full length, {precision}: needed operations per second"
+        if precision == "auto" and not auto_is_bf16():
+            yield Row(what, float("nan"), "of the best fp32 product", note=NO_BF16)
+            continue
         with Worker("ours", load.name, precision) as ours:
             ours.update()
             done = [ours.update() for _ in range(2 if quick else 5)]
@@ -46,7 +50,7 @@ def rows(*, quick: bool) -> Iterator[Row]:
         )
         best = min(update.optimisation_seconds for update in done)
         yield Row(
-            f"optimisation, full length, {precision}: needed operations per second",
+            what,
             operations / best / rates["fp32"],
             "of the best fp32 product",
             ">= 0.65" if precision == "fp32" else "",

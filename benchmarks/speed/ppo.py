@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from benchmarks.speed.ppo_worker import Worker
-from benchmarks.speed.rows import Row, alternate
+from benchmarks.speed.rows import NO_BF16, Row, alternate, auto_is_bf16
 
 BOUNDS = {
     ("ragged", "auto"): ">= 5",
@@ -21,6 +21,10 @@ def rows(*, quick: bool) -> Iterator[Row]:
         yield Row("PPO", float("nan"), "x", peer=PEER, note="install the extra `bench`")
         return
     for (load, precision), bound in BOUNDS.items():
+        what = f"PPO, {load}, {precision}"
+        if precision == "auto" and not auto_is_bf16():
+            yield Row(what, float("nan"), "x", bound, PEER, note=NO_BF16)
+            continue
         with Worker("ours", load, precision) as ours, Worker("trl", load, "fp32") as theirs:
             peaks: dict[str, int] = {}
             tokens: dict[str, int] = {}
@@ -38,7 +42,7 @@ def rows(*, quick: bool) -> Iterator[Row]:
                 2 if quick else 5,
             )
         note = f"response tokens {tokens['ours']} and {tokens['theirs']}"
-        yield Row(f"PPO, {load}, {precision}", ratio, "x", bound, PEER, runs, note)
+        yield Row(what, ratio, "x", bound, PEER, runs, note)
         if (load, precision) == ("full length", "fp32"):
             yield Row(
                 "PPO, peak memory above the models, full length, fp32",

@@ -40,6 +40,20 @@ class Row:
         return self.value >= float(number) if sign == ">=" else self.value <= float(number)
 
 
+NO_BF16 = "no bf16 units here: auto is fp32"
+"""The note of rows that only a processor with bf16 units, or a GPU, can fill."""
+
+
+def auto_is_bf16() -> bool:
+    """Whether `precision: auto` takes bf16 on this machine, for a model as large as the load's."""
+    import torch
+
+    from rlhf_core.runtime import resolve_precision
+
+    device = torch.device("cpu")
+    return resolve_precision("auto", device=device, num_parameters=4_500_000) == "bf16"
+
+
 def seconds(work: Callable[[], object]) -> float:
     """How long one call takes."""
     started = time.perf_counter()
