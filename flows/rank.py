@@ -94,5 +94,5 @@ def _resume_waiting(name: str) -> None:
     prepare_prefect()
     from flows.waiting import resume_ready
 
-    for run in resume_ready(name):
-        say(f"enough rankings have come: {run} goes on")
+    for line in resume_ready(name):
+        say(line)

@@ -6,7 +6,9 @@ of its own for each time that the run has waited.
 """
 
 import threading
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from prefect import runtime
@@ -33,8 +35,8 @@ from tasks.ask_people import asking, items_to_rank, missing_rankings, too_late
 FLOW_NAME = "rlhf"
 
 POLL_SECONDS = 2.0
-
-GO_ON = {"decision": "go on"}
+GRACE_SECONDS = 600
+"""After the time is over, until Prefect fails a paused run whose process can no longer say so."""
 
 
 class Decision(RunInput):
@@ -44,6 +46,15 @@ class Decision(RunInput):
         description="go on: with the rankings that are there. wait on: until enough have come. "
         "stop: end the run; the rankings are kept."
     )
+    reason: str = Field("", description="Why it stops, for the others.")
+
+
+GO_ON = Decision(decision="go on")
+
+
+def time_is_over(config: PipelineConfig, words: str) -> Decision:
+    """What is decided when `feedback.timeout_minutes` are over."""
+    return Decision(decision="stop", reason=too_late(config, words))
 
 
 def wait_for_people(
@@ -70,15 +81,16 @@ def wait_for_people(
             ask_people(config, **inputs)
             return
         form = Decision.with_initial_data(description=_description(config, words))
-        key, seconds = f"people-{turn}", round(60 * config.feedback.timeout_minutes)
+        key = f"people-{turn}"
         if how == "suspend":
             log.info("%s; suspended until enough have come", words)
-            decided = suspend_flow_run(form, timeout=seconds, key=key)
+            decided = suspend_flow_run(form, key=key)
         else:
-            decided = _pause(config, form, words, timeout=seconds, key=key, inputs=inputs)
+            decided = _pause(config, form, words, key=key, inputs=inputs)
         if decided.decision == "stop":
             raise InputError(
-                f"stopped in the form, with {words}; they are kept: run again to wait on"
+                decided.reason
+                or f"stopped in the form, with {words}; they are kept: run again to wait on"
             )
         if decided.decision == "go on":
             log.info("going on with what is there: %s", missing(config, **inputs) or "enough")
@@ -91,13 +103,18 @@ def _pause(
     form: type[Decision],
     words: str,
     *,
-    timeout: int,
     key: str,
     inputs: dict[str, Any],
 ) -> Decision:
-    """Serve the page while the run is `Paused`; a thread resumes it when enough has come."""
+    """Serve the page while the run is `Paused`; a thread resumes it when enough has come.
+
+    That thread ends the wait too when the time is over: Prefect would say that the flow was never
+    resumed.
+    """
     over = threading.Event()
     run_id = runtime.flow_run.id
+    seconds = round(60 * config.feedback.timeout_minutes)
+    deadline = time.monotonic() + seconds
     with asking(config, items_to_rank(config, **inputs)) as people:
 
         def watch() -> None:
@@ -107,7 +124,10 @@ def _pause(
                 except InputError as error:  # Label Studio is away for a while
                     log.warning("%s", error)
                     continue
-                if not people.missing() and resume(run_id):
+                words = people.missing()
+                if not words and resume(run_id, GO_ON):
+                    return
+                if time.monotonic() > deadline and resume(run_id, time_is_over(config, words)):
                     return
 
         log.info("%s; paused until enough have come, at %s", words, people.url)
@@ -115,9 +135,8 @@ def _pause(
         watcher = threading.Thread(target=watch, name="people", daemon=True)
         watcher.start()
         try:
-            return pause_flow_run(form, timeout=timeout, poll_interval=int(POLL_SECONDS), key=key)
-        except FlowPauseTimeout:
-            raise InputError(too_late(config, people.missing())) from None
+            longest = seconds + GRACE_SECONDS
+            return pause_flow_run(form, timeout=longest, poll_interval=int(POLL_SECONDS), key=key)
         finally:
             over.set()
             watcher.join()
@@ -127,33 +146,39 @@ def _description(config: PipelineConfig, words: str) -> str:
     place = "at the page that `rlhf rank` serves, which also shows their links"
     if config.feedback.source == "label_studio":
         place = f"in Label Studio at {config.feedback.label_studio.url}"
+    longest = timedelta(minutes=config.feedback.timeout_minutes)
     return (
         f"**{config.name}** waits for people: {words} so far. It goes on by itself when enough "
-        f"have come. People rank {place}."
+        f"have come, and stops at {datetime.now(UTC) + longest:%Y-%m-%d %H:%M} UTC "
+        f"(`feedback.timeout_minutes`). People rank {place}."
     )
 
 
-def resume(run_id: Any) -> bool:
-    """Let a waiting run go on; False where it does not wait (any more)."""
+def resume(run_id: Any, decision: Decision) -> bool:
+    """Tell a waiting run what was decided; False where it does not wait (any more)."""
     try:
-        resume_flow_run(run_id, run_input=GO_ON)
+        resume_flow_run(run_id, run_input=decision.model_dump())
     except (NotPausedError, FlowPauseTimeout):
         return False
     return True
 
 
 def resume_ready(name: str | None = None) -> list[str]:
-    """Resume every suspended run that has enough rankings.
+    """Resume every suspended run that has enough rankings, or whose time is over.
 
     Args:
         name: of the recipe whose runs are looked at; None: all.
 
     Returns:
-        The names of the runs that go on.
+        A line for each run that was resumed.
     """
-    return [
-        run.name for run, config in suspended(name) if _is_ready(run, config) and resume(run.id)
-    ]
+    lines = []
+    for run, config in suspended(name):
+        decision = _decide(run, config)
+        if decision is not None and resume(run.id, decision):
+            ends = f"stops: {decision.reason}" if decision.reason else "goes on: enough have come"
+            lines.append(f"{run.name} {ends}")
+    return lines
 
 
 def suspended(name: str | None = None) -> list[tuple[FlowRun, PipelineConfig]]:
@@ -179,10 +204,16 @@ def suspended(name: str | None = None) -> list[tuple[FlowRun, PipelineConfig]]:
     return found
 
 
-def _is_ready(run: FlowRun, config: PipelineConfig) -> bool:
+def _decide(run: FlowRun, config: PipelineConfig) -> Decision | None:
+    """What is to become of a suspended run; None: it waits on."""
     try:
         texts = texts_to_rank(config)
-        return not missing_rankings(config, sampled=texts["sampled"], prompts=texts["prompts"])
+        words = missing_rankings(config, sampled=texts["sampled"], prompts=texts["prompts"])
     except InputError as error:
         log.warning("%s waits, but not for people: %s", run.name, error)
-        return False
+        words = str(error)
+    if not words:
+        return GO_ON
+    assert run.state is not None
+    late = run.state.timestamp + timedelta(minutes=config.feedback.timeout_minutes)
+    return time_is_over(config, words) if datetime.now(UTC) > late else None

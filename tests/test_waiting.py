@@ -275,9 +275,15 @@ def test_when_the_time_is_over_it_says_so_and_keeps_what_was_said(
         assert "Traceback" not in done.stderr
     with worker(deployed):
         run_id = deployed.start_run("rlhf/demo", {"config": config})
+        wait_for(deployed, run_id, "Suspended")
+        text = deployed.ask("GET", f"/flow_runs/{run_id}/input/suspended-people-0-description")
+        assert "and stops at " in text.json()
+        time.sleep(60 * 0.2)
+        woken = deployed.start_run("rlhf-resume/resume", {})
+        assert deployed.wait(woken)["state_type"] == "COMPLETED"
         found = deployed.wait(run_id)
     assert found["state_type"] == "FAILED"
-    assert "never resumed" in found["state"]["message"]
+    assert "rankings after 0.2 minutes (feedback.timeout_minutes)" in found["state"]["message"]
 
 
 @pytest.mark.timeout(7200)
