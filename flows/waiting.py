@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import FlowPauseTimeout, NotPausedError
 from prefect.flow_runs import pause_flow_run, resume_flow_run, suspend_flow_run
 from prefect.input import RunInput
@@ -80,13 +81,13 @@ def wait_for_people(
         if how == "poll":
             ask_people(config, **inputs)
             return
-        form = Decision.with_initial_data(description=_description(config, words))
         key = f"people-{turn}"
         if how == "suspend":
             log.info("%s; suspended until enough have come", words)
-            decided = suspend_flow_run(form, key=key)
+            where = f"at the page that `rlhf rank {runtime.flow_run.id}` serves"
+            decided = suspend_flow_run(_form(config, words, where), key=key)
         else:
-            decided = _pause(config, form, words, key=key, inputs=inputs)
+            decided = _pause(config, words, key=key, inputs=inputs)
         if decided.decision == "stop":
             raise InputError(
                 decided.reason
@@ -98,14 +99,7 @@ def wait_for_people(
         turn += 1
 
 
-def _pause(
-    config: PipelineConfig,
-    form: type[Decision],
-    words: str,
-    *,
-    key: str,
-    inputs: dict[str, Any],
-) -> Decision:
+def _pause(config: PipelineConfig, words: str, *, key: str, inputs: dict[str, Any]) -> Decision:
     """Serve the page while the run is `Paused`; a thread resumes it when enough has come.
 
     That thread ends the wait too when the time is over: Prefect would say that the flow was never
@@ -134,23 +128,22 @@ def _pause(
         people.show_links()
         watcher = threading.Thread(target=watch, name="people", daemon=True)
         watcher.start()
+        form, longest = _form(config, words, f"at {people.url}"), seconds + GRACE_SECONDS
         try:
-            longest = seconds + GRACE_SECONDS
             return pause_flow_run(form, timeout=longest, poll_interval=int(POLL_SECONDS), key=key)
         finally:
             over.set()
             watcher.join()
 
 
-def _description(config: PipelineConfig, words: str) -> str:
-    place = "at the page that `rlhf rank` serves, which also shows their links"
+def _form(config: PipelineConfig, words: str, where: str) -> type[Decision]:
     if config.feedback.source == "label_studio":
-        place = f"in Label Studio at {config.feedback.label_studio.url}"
+        where = f"in Label Studio at {config.feedback.label_studio.url}"
     longest = timedelta(minutes=config.feedback.timeout_minutes)
-    return (
-        f"**{config.name}** waits for people: {words} so far. It goes on by itself when enough "
-        f"have come, and stops at {datetime.now(UTC) + longest:%Y-%m-%d %H:%M} UTC "
-        f"(`feedback.timeout_minutes`). People rank {place}."
+    return Decision.with_initial_data(
+        description=f"**{config.name}** waits for people: {words} so far. It goes on by itself "
+        f"when enough have come, and stops at {datetime.now(UTC) + longest:%Y-%m-%d %H:%M} UTC "
+        f"(`feedback.timeout_minutes`). People rank {where}."
     )
 
 
@@ -173,7 +166,9 @@ def resume_ready(name: str | None = None) -> list[str]:
         A line for each run that was resumed.
     """
     lines = []
-    for run, config in suspended(name):
+    for run, config in waiting_runs():
+        if (run.state and run.state.name) != "Suspended" or name not in (None, config.name):
+            continue
         decision = _decide(run, config)
         if decision is not None and resume(run.id, decision):
             ends = f"stops: {decision.reason}" if decision.reason else "goes on: enough have come"
@@ -181,26 +176,22 @@ def resume_ready(name: str | None = None) -> list[str]:
     return lines
 
 
-def suspended(name: str | None = None) -> list[tuple[FlowRun, PipelineConfig]]:
-    """Runs that wait without a process, with their recipes."""
+def waiting_runs() -> list[tuple[FlowRun, PipelineConfig]]:
+    """Runs that wait, with or without a process, and their recipes; the newest first."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
             ),
+            sort=FlowRunSort.START_TIME_DESC,
         )
     found = []
     for run in runs:
-        if run.state is None or run.state.name != "Suspended":
-            continue
         try:
-            config = PipelineConfig.model_validate(run.parameters["config"])
+            found.append((run, PipelineConfig.model_validate(run.parameters["config"])))
         except (KeyError, ValidationError):
             log.warning("%s waits, but its parameters are of another version", run.name)
-            continue
-        if name is None or config.name == name:
-            found.append((run, config))
     return found
 
 

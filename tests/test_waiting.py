@@ -69,11 +69,13 @@ def wait_for(server: Server, run_id: str, state: str, seconds: float = START_SEC
 
 
 @contextmanager
-def ranking_page(server: Server, config: Mapping[str, Any], log: Path) -> Iterator[dict[str, str]]:
-    """`rlhf rank` as a process; the block gets the links."""
+def ranking_page(
+    server: Server, config: Mapping[str, Any], log: Path, run: str = ""
+) -> Iterator[dict[str, str]]:
+    """`rlhf rank` as a process, of the recipe or of a run; the block gets the links."""
     recipe = log.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(dict(config)))
-    words = [sys.executable, "-u", "-m", "flows.command", "rank", str(recipe)]
+    words = [sys.executable, "-u", "-m", "flows.command", "rank", run or str(recipe)]
     with process(words, log, server.environment):
         yield links_in(log, config["feedback"]["annotators"])
 
@@ -139,15 +141,18 @@ def test_a_suspended_run_is_ranked_and_goes_on_by_itself(deployed: Server, tmp_p
     with worker(deployed):
         run_id = deployed.start_run("rlhf/demo", {"config": config})
         wait_for(deployed, run_id, "Suspended")
-    with worker(deployed), ranking_page(deployed, config, tmp_path / "rank.log") as links:
+    form = deployed.ask("GET", f"/flow_runs/{run_id}/input/suspended-people-0-description").json()
+    run = form.partition("`rlhf rank ")[2].partition("`")[0]
+    assert run == run_id
+    with worker(deployed), ranking_page(deployed, config, tmp_path / "rank.log", run) as links:
         count = rank_all(links, shortest_first)
         assert deployed.wait(run_id)["state_type"] == "COMPLETED"
     assert "goes on" in (tmp_path / "rank.log").read_text()
     found = states(deployed, run_id)
     assert found["sft"][-1] == found["sample"][-1] == "Cached"
     assert "Cached" not in found["rate"]
-    run = load_run(tmp_path / "runs" / "tiny")
-    rankings = open_store(run.config).open_table(run.results["feedback"].tables["rankings"])
+    done = load_run(tmp_path / "runs" / "tiny")
+    rankings = open_store(done.config).open_table(done.results["feedback"].tables["rankings"])
     assert len(rankings) == count
     assert set(rankings["annotator"]) == set(PEOPLE)
 
