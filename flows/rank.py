@@ -113,7 +113,12 @@ def _resume_waiting(name: str) -> None:
     if not server_is_configured():
         return
     prepare_prefect()
+    import httpx
+
     from flows.waiting import resume_ready
 
-    for line in resume_ready(name):
-        say(line)
+    try:
+        for line in resume_ready(name):
+            say(line)
+    except httpx.HTTPError as error:
+        say(f"no run was woken, since Prefect's server does not answer ({error}); trying again")

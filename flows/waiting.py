@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+import httpx
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -113,11 +114,7 @@ def _pause(config: PipelineConfig, words: str, *, key: str, inputs: dict[str, An
 
         def watch() -> None:
             while not over.wait(max(POLL_SECONDS, people.poll_seconds)):
-                try:
-                    people.pull()
-                except InputError as error:  # Label Studio is away for a while
-                    log.warning("%s", error)
-                    continue
+                people.pull()
                 words = people.missing()
                 if not words and resume(run_id, GO_ON):
                     return
@@ -148,10 +145,13 @@ def _form(config: PipelineConfig, words: str, where: str) -> type[Decision]:
 
 
 def resume(run_id: Any, decision: Decision) -> bool:
-    """Tell a waiting run what was decided; False where it does not wait (any more)."""
+    """Tell a waiting run what was decided; False where that was not possible (any more)."""
     try:
         resume_flow_run(run_id, run_input=decision.model_dump())
     except (NotPausedError, FlowPauseTimeout):
+        return False
+    except httpx.HTTPError as error:
+        log.warning("Prefect's server does not answer (%s); trying again later", error)
         return False
     return True
 
