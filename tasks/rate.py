@@ -41,11 +41,19 @@ BALANCED = 1e-9
 """Share of the votes below which a majority is rounding, not a majority."""
 
 
-@step(version=2, sections=("rate", "seed"))
+@step(version=3, sections=("rate", "seed"))
 def rate(
-    run: StepRun, *, rankings: TableArtifact, candidates: TableArtifact, prompts: TableArtifact
+    run: StepRun,
+    *,
+    rankings: TableArtifact,
+    candidates: TableArtifact,
+    prompts: TableArtifact,
+    repeats: TableArtifact | None = None,
 ) -> None:
     """Publish `ratings`, `preference_pairs` and `agreement`.
+
+    `repeats` are second rankings by the same people of the same texts; they rate nothing, and only
+    say how consistent a person is.
 
     Raises:
         InputError: an annotator is called like the pooled row, or without a prior some prompt's
@@ -62,7 +70,8 @@ def rate(
     comparisons = compare_texts(entries, texts)
     weights, people = weigh_rankings(ranked, comparisons, config)
     comparisons = comparisons.weighted(weights)
-    habits = list_habits(ranked, comparisons, texts, written)
+    again = ranked if repeats is None else _joined(ranked, run.read(repeats, [*RANKING_COLUMNS]))
+    habits = list_habits(ranked, comparisons, texts, written, again)
     measures = list_agreement(ranked, comparisons, weights, [*people, *habits])
     comparisons = comparisons.select(comparisons.weight > 0)
     rated = rate_texts(texts, comparisons, config, seed=run.config.seed)
@@ -74,6 +83,12 @@ def rate(
     _report(run, ranked, rated, pairs)
     for row in measures[measures["annotator"] == POOLED].itertuples():
         run.fact(str(row.metric), row.value)
+
+
+def _joined(rankings: "pd.DataFrame", repeats: "pd.DataFrame") -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.concat([rankings, repeats], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -357,8 +372,11 @@ def list_habits(
     comparisons: Comparisons,
     texts: "pd.DataFrame",
     candidates: "pd.DataFrame",
+    again: "pd.DataFrame",
 ) -> list[agreement.Agreement]:
     """What may sway people besides the texts' worth, pooled and by annotator.
+
+    `again` are the rankings and, after them, those that only repeat some of them.
 
     - earlier_wins: share of strict comparisons won by the text that was shown before the other
     - longer_wins: the same of the longer text, in characters
@@ -394,10 +412,11 @@ def list_habits(
         ]
     ).reshape(-1, 2)
     earlier = np.where((shown >= 0).all(axis=1), np.sign(shown[:, 1] - shown[:, 0]), 0)
-    frame = pd.DataFrame({"who": who, "pair": comparisons.pair, "sign": comparisons.sign})
-    frame = frame[strict]
+    twice = compare_texts(list_entries(again), texts)
+    owner = pd.factorize(again["annotator"].to_numpy(object), sort=True)[0][twice.ranking]
+    frame = pd.DataFrame({"who": owner, "pair": twice.pair, "sign": twice.sign})
+    frame = frame[frame["sign"] != 0]
     first = frame.groupby(["who", "pair"])["sign"].transform("first")
-    again = frame.duplicated(["who", "pair"])
     took = rankings["seconds"].astype(float)
     shares = {
         "earlier_wins": (who, (earlier > 0) == won, strict & (earlier != 0)),
@@ -405,7 +424,7 @@ def list_habits(
         "repeat_agreement": (
             frame["who"].to_numpy(),
             (frame["sign"] == first).to_numpy(),
-            again.to_numpy(),
+            frame.duplicated(["who", "pair"]).to_numpy(),
         ),
     }
     found = []
