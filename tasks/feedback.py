@@ -11,7 +11,7 @@ import pyarrow as pa
 from rlhf_core.config import Feedback, PipelineConfig, Source
 from rlhf_core.errors import InputError
 from rlhf_core.records import TableArtifact
-from tasks.label_studio.project import REFUSED, UNDRAGGED, source_of
+from tasks.label_studio.project import INCOMPLETE, REFUSED, UNDRAGGED, source_of
 from tasks.ranking_page.answers import Event, Snapshot, answers_path, read_answers, standing
 from tasks.ranking_tables import CandidateBook, RankingBook, lines_of
 from tasks.readers import Ranking, Rejected, SourceReader, digest_sources, source_names
@@ -314,6 +314,7 @@ def _add_remarks(run: StepRun, answers: Sequence[Event], prompts: Mapping[str, s
     run.fact("notes", sum(row["kind"] in ("skip", "note") and bool(row["note"]) for row in rows))
     run.fact("refused_answers", len(refused))
     run.fact("undragged_rankings", sum(UNDRAGGED in row["reason"] for row in rows))
+    run.fact("incomplete_rankings", sum(INCOMPLETE in row["reason"] for row in rows))
     for row in refused[:SHOWN_REFUSED]:
         run.log(f"{row['annotator']}, {row['note']}: {row['reason']}")
 

@@ -14,6 +14,7 @@ from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult, TableArtifact
 from tasks.demo_world import generate_demonstrations, generate_prompts
 from tasks.feedback import external, feedback, simulate
+from tasks.label_studio.project import INCOMPLETE, PREFIX, REFUSED, UNDRAGGED
 from tasks.ranking_page.answers import Answers, Event, answers_path
 from tasks.ranking_page.queue import keep_texts, make_items
 from tasks.rate import rate
@@ -356,6 +357,7 @@ def test_what_people_said_on_the_page_comes_to_the_tables_and_the_report(tmp_pat
     policies = {r["response"]: r["policy"] for r in table(config, result, "candidates")}
     assert (policies["old"], policies["new"]) == ("page:earlier", "sft")
     wanted = {"skips": 2, "notes": 2, "refused_answers": 0, "undragged_rankings": 0}
+    wanted["incomplete_rankings"] = 0
     wanted |= {"rankings_of_unknown_prompts": 1, "num_rankings": 4, "num_annotators": 2}
     assert {name: result.facts[name] for name in wanted} == wanted
     assert [tuple(row.values()) for row in table(config, result, "remarks")] == [
@@ -378,3 +380,39 @@ def test_what_people_said_on_the_page_comes_to_the_tables_and_the_report(tmp_pat
     for words in ("The same again", "66.7", "Harmful, offensive", "&lt;close&gt; call", "a riddle"):
         assert words in page
     assert page.index("a riddle") < page.index("&lt;close&gt;"), "the latest notes come first"
+
+
+def test_what_is_odd_in_label_studio_is_told_and_is_nobodys_note(tmp_path: Path) -> None:
+    studio = {"url": "http://studio"}
+    config = make_config(tmp_path, source="label_studio", label_studio=studio, wait="none")
+    notes = [f"{INCOMPLETE}: 2 of 3 texts", UNDRAGGED, f"{UNDRAGGED}; {INCOMPLETE}: 2 of 3 texts"]
+    say(
+        config,
+        *(
+            event("Ada", p, [["a"], ["b"]], note=note, answer_id=f"{PREFIX}{p}")
+            for p, note in zip("pqr", notes, strict=True)
+        ),
+        event(
+            "Ben",
+            "p",
+            [["a"], ["b"]],
+            kind="skip",
+            reason=f"{REFUSED}: ranking: duplicates",
+            note="task 1, annotation 2",
+            answer_id=f"{PREFIX}x",
+        ),
+        p=["a", "b"],
+        q=["a", "b"],
+        r=["a", "b"],
+    )
+    prompts = [prompt_row(prompt, "reward") for prompt in "pqr"]
+    sampled = [sample_row(p, i, text) for p in "pqr" for i, text in enumerate("ab")]
+    result = run_feedback(config, prompts, sampled)
+    assert [(row["kind"], row["reason"]) for row in table(config, result, "remarks")] == [
+        *(("flagged", note) for note in notes),
+        ("refused", "refused: ranking: duplicates"),
+    ]
+    wanted = {"undragged_rankings": 2, "incomplete_rankings": 2, "refused_answers": 1, "notes": 0}
+    assert {name: result.facts[name] for name in wanted} == wanted
+    assert result.facts["skips"] == 0
+    assert {row["source"] for row in table(config, result, "rankings")} == {"label_studio"}
