@@ -75,8 +75,10 @@ def wait_for_people(
     """
     how = config.feedback.wait
     if how == "suspend" and runtime.deployment.id is None:
-        log.info("feedback.wait is suspend, but no deployment would start this run again: it polls")
-        how = "poll"
+        log.info(
+            "feedback.wait is suspend, but no deployment would start this run again: it pauses"
+        )
+        how = "pause"
     turn = 0
     while words := missing(config, **inputs):
         if how == "poll":

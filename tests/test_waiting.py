@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,14 @@ from test_deployments import (
     started_server,
     tiny,
 )
+from test_ranking_page import event
 
-from rlhf_core.recipe import load_config
+from flows.rank import texts_to_rank
+from rlhf_core.recipe import load_config, parse_config
+from tasks.ask_people import items_to_rank
 from tasks.demo_world import annotators, rank_texts, ranking_rng
+from tasks.ranking_page.answers import Answers, answers_path
+from tasks.ranking_page.queue import keep_texts
 from tasks.reporting.lineage import load_run
 from tasks.step import open_store
 
@@ -264,6 +269,55 @@ def test_a_local_run_pauses_and_shows_the_links(
     kept = [one["message"] for one in deployed.filter("logs", limit=200)]
     assert any("paused until enough have come" in line for line in kept)
     assert not any("/#" in line for line in kept), "a link is a key, and others read the log"
+
+
+def test_a_suspended_run_without_a_deployment_pauses_on_a_server_of_its_own(tmp_path: Path) -> None:
+    config = of_people(tmp_path, wait="suspend")
+    recipe, log = tmp_path / "recipe.yaml", tmp_path / "run.log"
+    recipe.write_text(yaml.safe_dump(config))
+    words = [sys.executable, "-u", "-m", "flows.command", "run", str(recipe)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PREFECT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_API_URL", None)
+    with process(words, log, environment):
+        count = rank_all(links_in(log, PEOPLE), shortest_first)
+        deadline = time.monotonic() + START_SECONDS
+        while not (tmp_path / "runs" / "tiny" / "run.json").exists():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+    text = log.read_text()
+    assert "no deployment would start this run again: it pauses" in text
+    assert "paused until enough have come" in text
+    run = load_run(tmp_path / "runs" / "tiny")
+    assert run.results["feedback"].tables["rankings"].num_rows == count
+
+
+def test_what_is_said_later_is_new_input_to_the_next_run(tmp_path: Path) -> None:
+    """`wait: none`: only feedback and what follows run again."""
+    content = of_people(tmp_path, wait="none")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PREFECT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_API_URL", None)
+
+    def run() -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "flows.command", "run", str(recipe)]
+        return subprocess.run(words, env=environment, capture_output=True, text=True)
+
+    nobody = run()
+    assert (nobody.returncode, "nobody has ranked a text" in nobody.stderr) == (2, True)
+    config = parse_config(content)
+    items = items_to_rank(config, **texts_to_rank(config))
+    with closing(Answers(answers_path(config))) as answers:
+        keep_texts(answers, items)
+        for number, item in enumerate(items[:-1]):
+            answers.add(event(number, "Ada", item))
+        assert run().returncode == 0
+        answers.add(event(len(items), "Ben", items[-1]))
+    assert run().returncode == 0
+    found = load_run(tmp_path / "runs" / "tiny")
+    assert found.results["feedback"].tables["rankings"].num_rows == len(items)
+    cached = {step for step, status in found.statuses.items() if status == "cached"}
+    assert cached == {"ingest", "pretrain", "sft", "sample"}
 
 
 def test_when_the_time_is_over_it_says_so_and_keeps_what_was_said(
