@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import ssl
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from tasks.ranking_page.queue import REPEAT_AFTER, Item, Queue, make_items
 from tasks.ranking_page.server import MAX_BODY_BYTES, render_guidelines
 from tasks.tables import digest_id
 
+PROJECT = Path(__file__).resolve().parents[1]
 NUM_ITEMS = 6
 _ids = (f"answer{n:010d}" for n in itertools.count())
 
@@ -168,6 +170,17 @@ def test_kill_9_loses_nothing_that_was_said_to_be_saved_and_doubles_nothing(
     assert len(found) == len(set(found))
     counts = Counter((event.item_id, event.round) for event in saved(tmp_path))
     assert set(counts.values()) == {1}
+
+
+@pytest.mark.slow
+def test_eight_people_at_once_lose_and_double_nothing() -> None:
+    """How long they wait is for a quiet machine to say."""
+    words = [sys.executable, "-m", "benchmarks.ranking_page"]
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout.startswith("2000 answers of 8 people"), done.stderr
+    assert done.stdout.endswith("\n0 lost, 0 doubled\n")
+    p95 = int(done.stdout.partition("p95 ")[2].partition(" ms")[0])
+    assert done.returncode in ({0} if p95 < 99 else {0, 1} if p95 < 101 else {1})
 
 
 @pytest.mark.parametrize(
