@@ -450,6 +450,11 @@ class Rate(Section):
     elo_orders: PositiveInt = Field(
         20, description="elo: random orders of the games that are averaged."
     )
+    target: Literal["elo", "scores"] = Field(
+        "elo",
+        description="What reward.loss pointwise_mse regresses on. elo: the rating. scores: the "
+        "absolute scores that people gave, which every ranking must have.",
+    )
     annotator_weights: Literal["none", "reliability"] | dict[str, NonNegativeFloat] = Field(
         "none",
         description="What annotators' votes weigh. none: all the same. reliability: by how far "

@@ -4,8 +4,8 @@ A ranking of n texts is n (n - 1) / 2 comparisons, a tie half a win for each. Ev
 from these, for all prompts at once. Rows come out sorted by id, so that the order in which the
 rankings came in changes nothing.
 
-Absolute scores (`rankings.scores`) are not read here: a scale differs from annotator to annotator,
-the order that it gives does not. Training on the scores themselves needs no rating.
+Absolute scores (`rankings.scores`) rate nothing: a scale differs from annotator to annotator, the
+order that it gives does not. Where `rate.target` is `scores`, they are what regression learns.
 """
 
 import math
@@ -34,7 +34,7 @@ LEVEL_POINTS = 1e-6
 
 RANKING_COLUMNS = (
     *("ranking_id", "prompt_id", "candidate_ids", "ranks"),
-    *("annotator", "shown_order", "seconds"),
+    *("scores", "annotator", "shown_order", "seconds"),
 )
 
 BALANCED = 1e-9
@@ -75,6 +75,8 @@ def rate(
     measures = list_agreement(ranked, comparisons, weights, [*people, *habits])
     comparisons = comparisons.select(comparisons.weight > 0)
     rated = rate_texts(texts, comparisons, config, seed=run.config.seed)
+    if config.target == "scores":
+        rated["target"] = score_targets(ranked, weights, rated["candidate_id"].tolist())
     pairs = count_votes(rated, texts, comparisons)
     pairs = add_splits(pairs, run.read(prompts, ["prompt_id", "split"]))
     run.write("ratings", rated.drop(columns="connected"))
@@ -290,6 +292,52 @@ def standardise(elo: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     deviation = math.sqrt(float(np.mean(np.square(elo)))) if len(elo) else 0.0
     return elo / deviation if deviation > LEVEL_POINTS else np.zeros_like(elo)
+
+
+def score_targets(
+    rankings: "pd.DataFrame", weights: NDArray[np.float64], candidate_ids: list[str]
+) -> NDArray[np.float64]:
+    """The reward model's target from absolute scores, of unit mean square over all texts.
+
+        target_i ∝ Σ_a w_a z_ai / Σ_a w_a,   z_ai = (s_ai − mean_a) / deviation_a
+
+    Each annotator's scores are standardised over all that they scored, since one's 3 is another's
+    5; who gives everything the same score says nothing. Unlike Elo, targets compare prompts.
+
+    Args:
+        rankings: all of them, with scores.
+        weights: (rankings,) of their annotators.
+        candidate_ids: (texts,) that are rated.
+
+    Returns:
+        (texts,) targets; all 0 where all are level.
+
+    Raises:
+        InputError: a ranking has no scores.
+    """
+    import pandas as pd
+
+    missing = rankings[rankings["scores"].isna()]
+    if len(missing):
+        raise InputError(
+            f"rate.target is scores, but {len(missing)} of {len(rankings)} rankings have none, "
+            f"first one by {missing['annotator'].iloc[0]}; set rate.target: elo"
+        )
+    sizes = rankings["scores"].map(len).to_numpy(np.int64)
+    given = pd.DataFrame(
+        {
+            "text": np.array(list(chain(*rankings["candidate_ids"])), dtype=object),
+            "score": np.array(list(chain(*rankings["scores"])), dtype=np.float64),
+            "annotator": np.repeat(rankings["annotator"].to_numpy(object), sizes),
+            "weight": np.repeat(weights, sizes),
+        }
+    )
+    own = given.groupby("annotator")["score"]
+    apart = given["score"] - own.transform("mean")
+    deviation = own.transform("std", ddof=0)
+    given["share"] = given["weight"] * (apart / deviation.where(deviation > LEVEL_POINTS, np.inf))
+    sums = given.groupby("text")[["share", "weight"]].sum().loc[candidate_ids]
+    return standardise((sums["share"] / sums["weight"]).to_numpy(np.float64))
 
 
 def count_votes(

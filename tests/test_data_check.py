@@ -150,3 +150,15 @@ def test_the_e2e_rankings(test_data: Path, capsys: pytest.CaptureFixture[str]) -
     assert "rows 2979, 0 rejected" in lines
     assert "prompts 630" in lines
     assert any(line.startswith("all 112 2979 67.1 %") for line in lines)
+
+
+def test_scores_of_one_text_a_prompt_are_told_why_they_are_of_no_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"p{n}", "response": "a", "score": n} for n in range(3)]
+    code, _, err = check(capsys, write(tmp_path, *rows), "--role", "rankings")
+    assert code == 2
+    assert err.endswith(
+        "nothing in it can be used as rankings; 3 scores of the only text that their annotator "
+        "scored for a prompt\n"
+    )
