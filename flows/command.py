@@ -43,7 +43,7 @@ RECIPE_OF_RUN = "recipe.yaml"
 
 
 def find_recipe(recipe: str) -> Path:
-    """The file of a recipe: a path, the name of one that ships with the project, or a run's folder.
+    """The file of a recipe: a path, the name of one that ships with the project, or of a run.
 
     Raises:
         InputError: there is none of these.
@@ -56,6 +56,8 @@ def find_recipe(recipe: str) -> Path:
         return path
     if shipped.is_file():
         return shipped
+    if (run := Path("runs") / recipe / RECIPE_OF_RUN).is_file():
+        return run
     names = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
     raise InputError(f"{recipe}: no such recipe; give a YAML file, or a shipped one ({names})")
 
@@ -81,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
 
     rank = commands.add_parser("rank", help="serve the ranking page of a run, without running it")
-    _add_recipe(rank)
+    _add_recipe(
+        rank, "RUN", "a run that waits in Prefect, by its id or name, or a recipe as of run"
+    )
     rank.add_argument("--annotators", metavar="A,B", help="names; default feedback.annotators")
     rank.add_argument("--host", help="address to listen on; default feedback.server.host")
     rank.add_argument("--port", type=int, help="0: any that is free; default feedback.server.port")
@@ -189,10 +193,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, a shipped name: demo, or a run's folder"
-    )
+def _add_recipe(
+    parser: argparse.ArgumentParser,
+    metavar: str = "RECIPE",
+    what: str = "a YAML file, a shipped name: demo, or a run's folder",
+) -> None:
+    parser.add_argument("recipe", metavar=metavar, help=what)
     parser.add_argument(
         "--set",
         action="append",
@@ -230,10 +236,11 @@ def _rank(options: argparse.Namespace) -> int:
     if options.annotators is not None:
         given["feedback.annotators"] = _names(options.annotators)
     options.overrides += [f"{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
-    config = _config(options)
-    from flows.rank import rank
+    from flows.rank import rank, waiting_config
+    from rlhf_core.recipe import override_config
 
-    return rank(config)
+    waiting = waiting_config(options.recipe)
+    return rank(override_config(waiting, options.overrides) if waiting else _config(options))
 
 
 def _judge(options: argparse.Namespace) -> int:

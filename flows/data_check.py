@@ -102,7 +102,8 @@ def check_data(path: str, role: Role | None, columns: Mapping[str, str]) -> None
             "stops; repair them, or raise max_rejected_share (of ingest or feedback)"
         )
     if not found.num_examples:
-        raise InputError(f"{path}: nothing in it can be used as {found.source.role}")
+        why = "".join(f"; {number} {what}" for what, number in found.reader.left_out.items())
+        raise InputError(f"{path}: nothing in it can be used as {found.source.role}{why}")
 
 
 def _find_role(path: str, role: Role | None, columns: Mapping[str, str]) -> _Found:

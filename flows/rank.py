@@ -1,6 +1,7 @@
 """`rlhf rank`: serve the ranking page of a run whose texts are there, without running anything."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from flows.local_run import prepare_prefect, say, signals_interrupt
@@ -45,6 +46,26 @@ def texts_to_rank(config: PipelineConfig) -> dict[str, TableArtifact]:
             "comes to it, and rlhf plan says what is missing"
         )
     return {"sampled": sampled.tables["candidates"], "prompts": ingested.tables["prompts"]}
+
+
+def waiting_config(run: str) -> PipelineConfig | None:
+    """The recipe of the newest run of that id, name or recipe's name that waits in Prefect."""
+    if Path(run).exists() or not server_is_configured():
+        return None
+    prepare_prefect()
+    import httpx
+
+    from flows.waiting import waiting_runs
+
+    try:
+        runs = waiting_runs()
+    except httpx.HTTPError as error:
+        say(f"which runs wait is unknown, since Prefect's server does not answer ({error})")
+        return None
+    for found, config in runs:
+        if run in (str(found.id), found.name, config.name):
+            return config
+    return None
 
 
 def rank(config: PipelineConfig) -> int:
@@ -92,7 +113,12 @@ def _resume_waiting(name: str) -> None:
     if not server_is_configured():
         return
     prepare_prefect()
+    import httpx
+
     from flows.waiting import resume_ready
 
-    for run in resume_ready(name):
-        say(f"enough rankings have come: {run} goes on")
+    try:
+        for line in resume_ready(name):
+            say(line)
+    except httpx.HTTPError as error:
+        say(f"no run was woken, since Prefect's server does not answer ({error}); trying again")

@@ -112,7 +112,11 @@ def chain(config: PipelineConfig, journal: Walker) -> None:
     )
     candidates = said.tables["candidates"]
     rated = journal.run(
-        rate, rankings=said.tables["rankings"], candidates=candidates, prompts=prompts
+        rate,
+        rankings=said.tables["rankings"],
+        repeats=said.tables["repeats"],
+        candidates=candidates,
+        prompts=prompts,
     )
     rewarder = journal.run(
         reward,

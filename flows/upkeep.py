@@ -65,13 +65,14 @@ def collect(
 
 @flow(name="rlhf-resume", flow_run_name="resume · runs that wait for people")
 def resume_waiting() -> list[str]:
-    """Let every suspended run go on that has enough rankings.
+    """Let every suspended run go on that has enough rankings; stop those whose time is over.
 
     Returns:
-        Their names.
+        A line for each of them.
     """
     from flows.waiting import resume_ready
 
-    resumed = resume_ready()
-    get_run_logger().info(f"{', '.join(resumed) or 'no run'} can go on")
-    return resumed
+    lines = resume_ready()
+    for line in lines or ["no run can go on"]:
+        get_run_logger().info(line)
+    return lines

@@ -6,9 +6,12 @@ of its own for each time that the run has waited.
 """
 
 import threading
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+import httpx
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -19,6 +22,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import FlowPauseTimeout, NotPausedError
 from prefect.flow_runs import pause_flow_run, resume_flow_run, suspend_flow_run
 from prefect.input import RunInput
@@ -33,8 +37,8 @@ from tasks.ask_people import asking, items_to_rank, missing_rankings, too_late
 FLOW_NAME = "rlhf"
 
 POLL_SECONDS = 2.0
-
-GO_ON = {"decision": "go on"}
+GRACE_SECONDS = 600
+"""After the time is over, until Prefect fails a paused run whose process can no longer say so."""
 
 
 class Decision(RunInput):
@@ -44,6 +48,15 @@ class Decision(RunInput):
         description="go on: with the rankings that are there. wait on: until enough have come. "
         "stop: end the run; the rankings are kept."
     )
+    reason: str = Field("", description="Why it stops, for the others.")
+
+
+GO_ON = Decision(decision="go on")
+
+
+def time_is_over(config: PipelineConfig, words: str) -> Decision:
+    """What is decided when `feedback.timeout_minutes` are over."""
+    return Decision(decision="stop", reason=too_late(config, words))
 
 
 def wait_for_people(
@@ -62,23 +75,26 @@ def wait_for_people(
     """
     how = config.feedback.wait
     if how == "suspend" and runtime.deployment.id is None:
-        log.info("feedback.wait is suspend, but no deployment would start this run again: it polls")
-        how = "poll"
+        log.info(
+            "feedback.wait is suspend, but no deployment would start this run again: it pauses"
+        )
+        how = "pause"
     turn = 0
     while words := missing(config, **inputs):
         if how == "poll":
             ask_people(config, **inputs)
             return
-        form = Decision.with_initial_data(description=_description(config, words))
-        key, seconds = f"people-{turn}", round(60 * config.feedback.timeout_minutes)
+        key = f"people-{turn}"
         if how == "suspend":
             log.info("%s; suspended until enough have come", words)
-            decided = suspend_flow_run(form, timeout=seconds, key=key)
+            where = f"at the page that `rlhf rank {runtime.flow_run.id}` serves"
+            decided = suspend_flow_run(_form(config, words, where), key=key)
         else:
-            decided = _pause(config, form, words, timeout=seconds, key=key, inputs=inputs)
+            decided = _pause(config, words, key=key, inputs=inputs)
         if decided.decision == "stop":
             raise InputError(
-                f"stopped in the form, with {words}; they are kept: run again to wait on"
+                decided.reason
+                or f"stopped in the form, with {words}; they are kept: run again to wait on"
             )
         if decided.decision == "go on":
             log.info("going on with what is there: %s", missing(config, **inputs) or "enough")
@@ -86,103 +102,111 @@ def wait_for_people(
         turn += 1
 
 
-def _pause(
-    config: PipelineConfig,
-    form: type[Decision],
-    words: str,
-    *,
-    timeout: int,
-    key: str,
-    inputs: dict[str, Any],
-) -> Decision:
-    """Serve the page while the run is `Paused`; a thread resumes it when enough has come."""
+def _pause(config: PipelineConfig, words: str, *, key: str, inputs: dict[str, Any]) -> Decision:
+    """Serve the page while the run is `Paused`; a thread resumes it when enough has come.
+
+    That thread ends the wait too when the time is over: Prefect would say that the flow was never
+    resumed.
+    """
     over = threading.Event()
     run_id = runtime.flow_run.id
+    seconds = round(60 * config.feedback.timeout_minutes)
+    deadline = time.monotonic() + seconds
     with asking(config, items_to_rank(config, **inputs)) as people:
 
         def watch() -> None:
             while not over.wait(max(POLL_SECONDS, people.poll_seconds)):
-                try:
-                    people.pull()
-                except InputError as error:  # Label Studio is away for a while
-                    log.warning("%s", error)
-                    continue
-                if not people.missing() and resume(run_id):
+                people.pull()
+                words = people.missing()
+                if not words and resume(run_id, GO_ON):
+                    return
+                if time.monotonic() > deadline and resume(run_id, time_is_over(config, words)):
                     return
 
         log.info("%s; paused until enough have come, at %s", words, people.url)
         people.show_links()
         watcher = threading.Thread(target=watch, name="people", daemon=True)
         watcher.start()
+        form, longest = _form(config, words, f"at {people.url}"), seconds + GRACE_SECONDS
         try:
-            return pause_flow_run(form, timeout=timeout, poll_interval=int(POLL_SECONDS), key=key)
-        except FlowPauseTimeout:
-            raise InputError(too_late(config, people.missing())) from None
+            return pause_flow_run(form, timeout=longest, poll_interval=int(POLL_SECONDS), key=key)
         finally:
             over.set()
             watcher.join()
 
 
-def _description(config: PipelineConfig, words: str) -> str:
-    place = "at the page that `rlhf rank` serves, which also shows their links"
+def _form(config: PipelineConfig, words: str, where: str) -> type[Decision]:
     if config.feedback.source == "label_studio":
-        place = f"in Label Studio at {config.feedback.label_studio.url}"
-    return (
-        f"**{config.name}** waits for people: {words} so far. It goes on by itself when enough "
-        f"have come. People rank {place}."
+        where = f"in Label Studio at {config.feedback.label_studio.url}"
+    longest = timedelta(minutes=config.feedback.timeout_minutes)
+    return Decision.with_initial_data(
+        description=f"**{config.name}** waits for people: {words} so far. It goes on by itself "
+        f"when enough have come, and stops at {datetime.now(UTC) + longest:%Y-%m-%d %H:%M} UTC "
+        f"(`feedback.timeout_minutes`). People rank {where}."
     )
 
 
-def resume(run_id: Any) -> bool:
-    """Let a waiting run go on; False where it does not wait (any more)."""
+def resume(run_id: Any, decision: Decision) -> bool:
+    """Tell a waiting run what was decided; False where that was not possible (any more)."""
     try:
-        resume_flow_run(run_id, run_input=GO_ON)
+        resume_flow_run(run_id, run_input=decision.model_dump())
     except (NotPausedError, FlowPauseTimeout):
+        return False
+    except httpx.HTTPError as error:
+        log.warning("Prefect's server does not answer (%s); trying again later", error)
         return False
     return True
 
 
 def resume_ready(name: str | None = None) -> list[str]:
-    """Resume every suspended run that has enough rankings.
+    """Resume every suspended run that has enough rankings, or whose time is over.
 
     Args:
         name: of the recipe whose runs are looked at; None: all.
 
     Returns:
-        The names of the runs that go on.
+        A line for each run that was resumed.
     """
-    return [
-        run.name for run, config in suspended(name) if _is_ready(run, config) and resume(run.id)
-    ]
+    lines = []
+    for run, config in waiting_runs():
+        if (run.state and run.state.name) != "Suspended" or name not in (None, config.name):
+            continue
+        decision = _decide(run, config)
+        if decision is not None and resume(run.id, decision):
+            ends = f"stops: {decision.reason}" if decision.reason else "goes on: enough have come"
+            lines.append(f"{run.name} {ends}")
+    return lines
 
 
-def suspended(name: str | None = None) -> list[tuple[FlowRun, PipelineConfig]]:
-    """Runs that wait without a process, with their recipes."""
+def waiting_runs() -> list[tuple[FlowRun, PipelineConfig]]:
+    """Runs that wait, with or without a process, and their recipes; the newest first."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW_NAME])),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
             ),
+            sort=FlowRunSort.START_TIME_DESC,
         )
     found = []
     for run in runs:
-        if run.state is None or run.state.name != "Suspended":
-            continue
         try:
-            config = PipelineConfig.model_validate(run.parameters["config"])
+            found.append((run, PipelineConfig.model_validate(run.parameters["config"])))
         except (KeyError, ValidationError):
             log.warning("%s waits, but its parameters are of another version", run.name)
-            continue
-        if name is None or config.name == name:
-            found.append((run, config))
     return found
 
 
-def _is_ready(run: FlowRun, config: PipelineConfig) -> bool:
+def _decide(run: FlowRun, config: PipelineConfig) -> Decision | None:
+    """What is to become of a suspended run; None: it waits on."""
     try:
         texts = texts_to_rank(config)
-        return not missing_rankings(config, sampled=texts["sampled"], prompts=texts["prompts"])
+        words = missing_rankings(config, sampled=texts["sampled"], prompts=texts["prompts"])
     except InputError as error:
         log.warning("%s waits, but not for people: %s", run.name, error)
-        return False
+        words = str(error)
+    if not words:
+        return GO_ON
+    assert run.state is not None
+    late = run.state.timestamp + timedelta(minutes=config.feedback.timeout_minutes)
+    return time_is_over(config, words) if datetime.now(UTC) > late else None

@@ -389,7 +389,7 @@ class Feedback(Section):
         description="What a run does until enough rankings of people have come. poll: serve the "
         "page, or look into Label Studio, and wait. pause: the same, as Paused, with a form to "
         "decide in. suspend: end the process, as Suspended, until rlhf rank, the deployment resume "
-        "or the form lets the run go on; poll where no deployment could. none: take what has come.",
+        "or the form lets the run go on; pause if no deployment could. none: take what has come.",
         json_schema_extra=RUNTIME,
     )
     min_rankings: PositiveInt | None = Field(
@@ -449,6 +449,11 @@ class Rate(Section):
     elo_k: PositiveFloat = Field(32.0, description="elo: points that a game moves at most.")
     elo_orders: PositiveInt = Field(
         20, description="elo: random orders of the games that are averaged."
+    )
+    target: Literal["elo", "scores"] = Field(
+        "elo",
+        description="What reward.loss pointwise_mse regresses on. elo: the rating. scores: the "
+        "absolute scores that people gave, which every ranking must have.",
     )
     annotator_weights: Literal["none", "reliability"] | dict[str, NonNegativeFloat] = Field(
         "none",

@@ -48,9 +48,22 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pipelin
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, got {type(data).__name__}")
-    for override in overrides or []:
+    return _parse_overridden(data, overrides or [], where=str(path))
+
+
+def override_config(config: PipelineConfig, overrides: list[str]) -> PipelineConfig:
+    """A configuration with `a.b=value` overrides, validated.
+
+    Raises:
+        InputError: an override cannot be read, or a field is at fault.
+    """
+    return _parse_overridden(config.model_dump(mode="json"), overrides, where=config.name)
+
+
+def _parse_overridden(data: dict[str, Any], overrides: list[str], *, where: str) -> PipelineConfig:
+    for override in overrides:
         _apply_override(data, override)
-    return parse_config(data, where=str(path))
+    return parse_config(data, where=where)
 
 
 def _loader() -> Any:

@@ -1,5 +1,6 @@
 """People rank the samples: what they are shown, where, and whether enough has come."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -17,6 +18,8 @@ from tasks.step import StepRun, open_store, step
 
 POLL_SECONDS = 0.5
 LABEL_STUDIO_SECONDS = 5.0
+
+log = logging.getLogger("rlhf.people")
 
 
 @step(version=1, sections=(), cached=False, retries=0)
@@ -88,7 +91,7 @@ class Asking:
         links: person -> link of their own, where there are such; who has it answers in that
             person's name.
         tally: what has come.
-        pull: takes in what has been said since.
+        pull: takes in what has been said since; while that fails it warns, for faults pass.
         poll_seconds: between two looks.
     """
 
@@ -136,15 +139,32 @@ def asking(config: PipelineConfig, items: list[Item]) -> Iterator[Asking]:
             keep_texts(answers, items)
             project.pull(answers)
             tally = _tally(config, items, answers)
-            pull = partial(project.pull, answers)
+            pull = _patient(partial(project.pull, answers))
             yield Asking(project.url, {}, tally, settings, pull, LABEL_STUDIO_SECONDS)
         return
     from tasks.ranking_page.server import serve_page
 
     with serve_page(config, items) as serving, closing(Answers(answers_path(config))) as answers:
         tally = _tally(config, items, answers)
-        links = serving.links()
-        yield Asking(serving.url, links, tally, settings, answers.refresh, POLL_SECONDS)
+        links, pull = serving.links(), _patient(answers.refresh)
+        yield Asking(serving.url, links, tally, settings, pull, POLL_SECONDS)
+
+
+def _patient(pull: Callable[[], None]) -> Callable[[], None]:
+    """The same, but a fault is a warning, once: people may take days, in which servers go away."""
+    told = ""
+
+    def look() -> None:
+        nonlocal told
+        try:
+            pull()
+            told = ""
+        except InputError as error:
+            if str(error) != told:
+                log.warning("%s; looking again", error)
+            told = str(error)
+
+    return look
 
 
 def _tally(config: PipelineConfig, items: list[Item], answers: Answers) -> Tally:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,8 @@ import pyarrow as pa
 from rlhf_core.config import Feedback, PipelineConfig, Source
 from rlhf_core.errors import InputError
 from rlhf_core.records import TableArtifact
-from tasks.label_studio.project import REFUSED, UNDRAGGED, source_of
-from tasks.ranking_page.answers import Event, answers_path, read_answers, standing
+from tasks.label_studio.project import INCOMPLETE, REFUSED, UNDRAGGED, source_of
+from tasks.ranking_page.answers import Event, Snapshot, answers_path, read_answers, standing
 from tasks.ranking_tables import CandidateBook, RankingBook, lines_of
 from tasks.readers import Ranking, Rejected, SourceReader, digest_sources, source_names
 from tasks.selection import urgencies
@@ -75,7 +74,7 @@ def _ranking_sources(config: PipelineConfig) -> list[Source]:
     return [source.model_copy(update={"role": "rankings"}) for source in config.feedback.files]
 
 
-@step(version=2, sections=("feedback", "seed"), external=external, unchanged=unchanged)
+@step(version=3, sections=("feedback", "seed"), external=external, unchanged=unchanged)
 def feedback(
     run: StepRun,
     *,
@@ -84,7 +83,7 @@ def feedback(
     imported_rankings: TableArtifact,
     prompts: TableArtifact,
 ) -> None:
-    """Publish candidates, rankings and rejected.
+    """Publish candidates, rankings, repeats and rejected; remarks where people were asked.
 
     `simulated`: annotators of the demo world rank the samples. `file`: the rankings that ingest
     imported and those of `feedback.files`; a text that was sampled too stays the sample, which has
@@ -100,6 +99,7 @@ def feedback(
         book.candidates.know(
             row["candidate_id"], row["prompt_id"], row["response"], row["sample_index"]
         )
+    again = RankingBook(book.candidates)
     rejected: list[Rejected] = []
     num_left_out = 0
     if run.config.feedback.source == "simulated":
@@ -113,10 +113,10 @@ def feedback(
         for source, name in zip(files, source_names(files), strict=True):
             rejected += _read_file(run, source, name, known, book)
         if run.config.feedback.asks_people:
-            _add_answers(run, known, book)
+            again = _add_answers(run, known, book)
     if not book.rows:
         raise InputError(_what_to_do_without_rankings(run.config))
-    _publish(run, samples, book, rejected)
+    _publish(run, samples, book, again, rejected)
     split_of = dict(zip(prompt_rows["prompt_id"], prompt_rows["split"], strict=True))
     outside = sum(split_of.get(r["prompt_id"]) not in REWARD_SPLITS for r in book.rows.values())
     _report(run, book, rejected, num_left_out=num_left_out, num_outside=outside)
@@ -252,64 +252,74 @@ def _add_imported(book: RankingBook, candidates: "pd.DataFrame", rankings: "pd.D
         book.add_row(record)
 
 
-def _add_answers(run: StepRun, known_prompts: set[str], book: RankingBook) -> None:
-    """What people said of samples, also of texts that an earlier model wrote for a known prompt."""
+def _add_answers(run: StepRun, known_prompts: set[str], book: RankingBook) -> RankingBook:
+    """What people said of samples, also of texts that an earlier model wrote for a known prompt.
+
+    Returns:
+        The rankings of what people were shown twice, the second ones.
+    """
     said = read_answers(answers_path(run.config), _num_events(run.external))
     answers = standing(said.events)
-    first = {(e.annotator, e.item_id): e for e in answers if e.kind == "ranking" and e.round == 0}
-    num_unknown = 0
-    for event in first.values():
-        if event.prompt_id not in known_prompts:
-            num_unknown += 1
-            continue
-        ids = [
-            book.candidates.add_row(event.prompt_id, key, said.texts[key][1], "page:earlier")
-            for key in event.shown_order
-        ]
-        book.add_row(
-            {
-                "ranking_id": digest_id("page", event.answer_id),
-                "prompt_id": event.prompt_id,
-                "candidate_ids": ids,
-                "ranks": list(event.ranks().values()),
-                "scores": None,
-                "annotator": event.annotator,
-                "source": source_of(event),
-                "shown_order": ids,
-                "seconds": event.seconds,
-                "created_at": event.created_at,
-            }
-        )
-    again = [(first[e.annotator, e.item_id], e) for e in answers if e.round == 1]
-    agreed = [same for pair in again if pair[1].kind == "ranking" for same in _same_order(*pair)]
-    share = sum(agreed) / len(agreed) if agreed else None
-    refused = [event for event in answers if event.reason.startswith(REFUSED)]
-    run.fact("skips", sum(event.kind == "skip" for event in answers) - len(refused))
-    run.fact("refused_answers", len(refused))
-    run.fact("undragged_rankings", sum(event.note == UNDRAGGED for event in answers))
-    run.fact("notes", sum(bool(event.note) for event in answers))
+    known = [event for event in answers if event.prompt_id in known_prompts]
+    again = RankingBook(book.candidates)
+    for event in known:
+        if event.kind == "ranking":
+            (again if event.round else book).add_row(_ranking_row(event, said, book.candidates))
+    _add_remarks(run, known, said.prompts)
+    first = [event for event in answers if event.kind == "ranking" and event.round == 0]
+    num_unknown = sum(event.prompt_id not in known_prompts for event in first)
     run.fact("rankings_of_unknown_prompts", num_unknown)
-    run.fact("repeated_pairs", len(agreed))
-    run.fact("repeated_pairs_agree", share)
-    for event in refused[:SHOWN_REFUSED]:
-        run.log(f"{event.annotator}, {event.note}: {event.reason}")
     if num_unknown:
         run.log(f"{num_unknown} rankings of people are of prompts that no source of ingest has")
-    if share is not None:
-        run.log(f"who ranked two texts twice said the same in {share:.0%} of {len(agreed)} pairs")
+    return again
+
+
+def _ranking_row(event: Event, said: Snapshot, candidates: CandidateBook) -> dict[str, Any]:
+    ids = [
+        candidates.add_row(event.prompt_id, key, said.texts[key][1], "page:earlier")
+        for key in event.shown_order
+    ]
+    return {
+        "ranking_id": digest_id("page", event.answer_id),
+        "prompt_id": event.prompt_id,
+        "candidate_ids": ids,
+        "ranks": list(event.ranks().values()),
+        "scores": None,
+        "annotator": event.annotator,
+        "source": source_of(event),
+        "shown_order": ids,
+        "seconds": event.seconds,
+        "created_at": event.created_at,
+    }
+
+
+def _add_remarks(run: StepRun, answers: Sequence[Event], prompts: Mapping[str, str]) -> None:
+    """Publish `remarks`: what people said besides rankings, and what is odd about an answer."""
+    rows = []
+    for event in answers:
+        kind: str = event.kind
+        reason, note = event.reason, event.note
+        if reason.startswith(REFUSED):
+            kind = "refused"
+        elif kind == "ranking" and source_of(event) == "label_studio":  # the note is ours
+            kind, reason, note = "flagged", note, ""
+        elif kind == "ranking":
+            kind = "note"
+        if reason or note:
+            texts = {"prompt": prompts[event.prompt_id], "reason": reason, "note": note}
+            rows.append({"annotator": event.annotator, "kind": kind, **texts})
+    run.write("remarks", pa.Table.from_pylist(rows, schema=TABLES["remarks"].schema))
+    refused = [row for row in rows if row["kind"] == "refused"]
+    run.fact("skips", sum(row["kind"] == "skip" for row in rows))
+    run.fact("notes", sum(row["kind"] in ("skip", "note") and bool(row["note"]) for row in rows))
+    run.fact("refused_answers", len(refused))
+    run.fact("undragged_rankings", sum(UNDRAGGED in row["reason"] for row in rows))
+    run.fact("incomplete_rankings", sum(INCOMPLETE in row["reason"] for row in rows))
+    for row in refused[:SHOWN_REFUSED]:
+        run.log(f"{row['annotator']}, {row['note']}: {row['reason']}")
 
 
 SHOWN_REFUSED = 3
-
-
-def _same_order(first: Event, again: Event) -> Iterator[bool]:
-    before, after = first.ranks(), again.ranks()
-    for a, b in combinations(before, 2):
-        yield _sign(before[a] - before[b]) == _sign(after[a] - after[b])
-
-
-def _sign(difference: float) -> int:
-    return (difference > 0) - (difference < 0)
 
 
 def _records(table: str, frame: "pd.DataFrame") -> list[dict[str, Any]]:
@@ -364,14 +374,19 @@ def _what_to_do_without_rankings(config: PipelineConfig) -> str:
 
 
 def _publish(
-    run: StepRun, samples: "pd.DataFrame", book: RankingBook, rejected: list[Rejected]
+    run: StepRun,
+    samples: "pd.DataFrame",
+    book: RankingBook,
+    again: RankingBook,
+    rejected: list[Rejected],
 ) -> None:
     schema = TABLES["candidates"].schema
     known = to_arrow("candidates", samples).replace_schema_metadata(None)
     new = pa.Table.from_pylist(book.candidates.rows, schema=schema)
     run.write("candidates", pa.concat_tables([known, new]))
-    rankings = list(book.rows.values())
-    run.write("rankings", pa.Table.from_pylist(rankings, schema=TABLES["rankings"].schema))
+    for name, rankings in (("rankings", book), ("repeats", again)):
+        rows = list(rankings.rows.values())
+        run.write(name, pa.Table.from_pylist(rows, schema=TABLES[name].schema))
     bad = [
         {"source": row.source, "line": row.line, "reason": row.reason, "content": row.content}
         for row in rejected

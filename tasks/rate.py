@@ -4,8 +4,8 @@ A ranking of n texts is n (n - 1) / 2 comparisons, a tie half a win for each. Ev
 from these, for all prompts at once. Rows come out sorted by id, so that the order in which the
 rankings came in changes nothing.
 
-Absolute scores (`rankings.scores`) are not read here: a scale differs from annotator to annotator,
-the order that it gives does not. Training on the scores themselves needs no rating.
+Absolute scores (`rankings.scores`) rate nothing: a scale differs from annotator to annotator, the
+order that it gives does not. Where `rate.target` is `scores`, they are what regression learns.
 """
 
 import math
@@ -34,18 +34,26 @@ LEVEL_POINTS = 1e-6
 
 RANKING_COLUMNS = (
     *("ranking_id", "prompt_id", "candidate_ids", "ranks"),
-    *("annotator", "shown_order", "seconds"),
+    *("scores", "annotator", "shown_order", "seconds"),
 )
 
 BALANCED = 1e-9
 """Share of the votes below which a majority is rounding, not a majority."""
 
 
-@step(version=2, sections=("rate", "seed"))
+@step(version=3, sections=("rate", "seed"))
 def rate(
-    run: StepRun, *, rankings: TableArtifact, candidates: TableArtifact, prompts: TableArtifact
+    run: StepRun,
+    *,
+    rankings: TableArtifact,
+    candidates: TableArtifact,
+    prompts: TableArtifact,
+    repeats: TableArtifact | None = None,
 ) -> None:
     """Publish `ratings`, `preference_pairs` and `agreement`.
+
+    `repeats` are second rankings by the same people of the same texts; they rate nothing, and only
+    say how consistent a person is.
 
     Raises:
         InputError: an annotator is called like the pooled row, or without a prior some prompt's
@@ -62,10 +70,13 @@ def rate(
     comparisons = compare_texts(entries, texts)
     weights, people = weigh_rankings(ranked, comparisons, config)
     comparisons = comparisons.weighted(weights)
-    habits = list_habits(ranked, comparisons, texts, written)
+    again = ranked if repeats is None else _joined(ranked, run.read(repeats, [*RANKING_COLUMNS]))
+    habits = list_habits(ranked, comparisons, texts, written, again)
     measures = list_agreement(ranked, comparisons, weights, [*people, *habits])
     comparisons = comparisons.select(comparisons.weight > 0)
     rated = rate_texts(texts, comparisons, config, seed=run.config.seed)
+    if config.target == "scores":
+        rated["target"] = score_targets(ranked, weights, rated["candidate_id"].tolist())
     pairs = count_votes(rated, texts, comparisons)
     pairs = add_splits(pairs, run.read(prompts, ["prompt_id", "split"]))
     run.write("ratings", rated.drop(columns="connected"))
@@ -74,6 +85,12 @@ def rate(
     _report(run, ranked, rated, pairs)
     for row in measures[measures["annotator"] == POOLED].itertuples():
         run.fact(str(row.metric), row.value)
+
+
+def _joined(rankings: "pd.DataFrame", repeats: "pd.DataFrame") -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.concat([rankings, repeats], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -277,6 +294,52 @@ def standardise(elo: NDArray[np.float64]) -> NDArray[np.float64]:
     return elo / deviation if deviation > LEVEL_POINTS else np.zeros_like(elo)
 
 
+def score_targets(
+    rankings: "pd.DataFrame", weights: NDArray[np.float64], candidate_ids: list[str]
+) -> NDArray[np.float64]:
+    """The reward model's target from absolute scores, of unit mean square over all texts.
+
+        target_i ∝ Σ_a w_a z_ai / Σ_a w_a,   z_ai = (s_ai − mean_a) / deviation_a
+
+    Each annotator's scores are standardised over all that they scored, since one's 3 is another's
+    5; who gives everything the same score says nothing. Unlike Elo, targets compare prompts.
+
+    Args:
+        rankings: all of them, with scores.
+        weights: (rankings,) of their annotators.
+        candidate_ids: (texts,) that are rated.
+
+    Returns:
+        (texts,) targets; all 0 where all are level.
+
+    Raises:
+        InputError: a ranking has no scores.
+    """
+    import pandas as pd
+
+    missing = rankings[rankings["scores"].isna()]
+    if len(missing):
+        raise InputError(
+            f"rate.target is scores, but {len(missing)} of {len(rankings)} rankings have none, "
+            f"first one by {missing['annotator'].iloc[0]}; set rate.target: elo"
+        )
+    sizes = rankings["scores"].map(len).to_numpy(np.int64)
+    given = pd.DataFrame(
+        {
+            "text": np.array(list(chain(*rankings["candidate_ids"])), dtype=object),
+            "score": np.array(list(chain(*rankings["scores"])), dtype=np.float64),
+            "annotator": np.repeat(rankings["annotator"].to_numpy(object), sizes),
+            "weight": np.repeat(weights, sizes),
+        }
+    )
+    own = given.groupby("annotator")["score"]
+    apart = given["score"] - own.transform("mean")
+    deviation = own.transform("std", ddof=0)
+    given["share"] = given["weight"] * (apart / deviation.where(deviation > LEVEL_POINTS, np.inf))
+    sums = given.groupby("text")[["share", "weight"]].sum().loc[candidate_ids]
+    return standardise((sums["share"] / sums["weight"]).to_numpy(np.float64))
+
+
 def count_votes(
     rated: "pd.DataFrame", texts: "pd.DataFrame", comparisons: Comparisons
 ) -> "pd.DataFrame":
@@ -357,8 +420,11 @@ def list_habits(
     comparisons: Comparisons,
     texts: "pd.DataFrame",
     candidates: "pd.DataFrame",
+    again: "pd.DataFrame",
 ) -> list[agreement.Agreement]:
     """What may sway people besides the texts' worth, pooled and by annotator.
+
+    `again` are the rankings and, after them, those that only repeat some of them.
 
     - earlier_wins: share of strict comparisons won by the text that was shown before the other
     - longer_wins: the same of the longer text, in characters
@@ -394,10 +460,11 @@ def list_habits(
         ]
     ).reshape(-1, 2)
     earlier = np.where((shown >= 0).all(axis=1), np.sign(shown[:, 1] - shown[:, 0]), 0)
-    frame = pd.DataFrame({"who": who, "pair": comparisons.pair, "sign": comparisons.sign})
-    frame = frame[strict]
+    twice = compare_texts(list_entries(again), texts)
+    owner = pd.factorize(again["annotator"].to_numpy(object), sort=True)[0][twice.ranking]
+    frame = pd.DataFrame({"who": owner, "pair": twice.pair, "sign": twice.sign})
+    frame = frame[frame["sign"] != 0]
     first = frame.groupby(["who", "pair"])["sign"].transform("first")
-    again = frame.duplicated(["who", "pair"])
     took = rankings["seconds"].astype(float)
     shares = {
         "earlier_wins": (who, (earlier > 0) == won, strict & (earlier != 0)),
@@ -405,7 +472,7 @@ def list_habits(
         "repeat_agreement": (
             frame["who"].to_numpy(),
             (frame["sign"] == first).to_numpy(),
-            again.to_numpy(),
+            frame.duplicated(["who", "pair"]).to_numpy(),
         ),
     }
     found = []

@@ -61,6 +61,11 @@ def _spec(key: str, columns: str, version: int = 1) -> TableSpec:
     return TableSpec(pa.schema(fields), version, tuple(key.split()))
 
 
+_RANKING = (
+    "ranking_id:str prompt_id:str candidate_ids:strs ranks:floats scores:floats? annotator:str "
+    "source:str shown_order:strs? seconds:float? created_at:str?"
+)
+
 TABLES: dict[str, TableSpec] = {
     "corpus": _spec("text_id", "text_id:str text:str source:str split:str"),
     "prompts": _spec("prompt_id", "prompt_id:str prompt:str source:str split:str"),
@@ -74,11 +79,10 @@ TABLES: dict[str, TableSpec] = {
         "policy:str response_ids:ids? response_logprobs:logprobs? temperature:float? seed:int?",
     ),
     # Ranks are floats: equal texts in one ranking share their mean rank.
-    "rankings": _spec(
-        "ranking_id",
-        "ranking_id:str prompt_id:str candidate_ids:strs ranks:floats scores:floats? annotator:str "
-        "source:str shown_order:strs? seconds:float? created_at:str?",
-    ),
+    "rankings": _spec("ranking_id", _RANKING),
+    # Of the same people and texts as some of `rankings`: they say how steady a person is.
+    "repeats": _spec("ranking_id", _RANKING),
+    "remarks": _spec("", "annotator:str prompt:str kind:str reason:str note:str"),
     "ratings": _spec(
         "candidate_id",
         "candidate_id:str prompt_id:str elo:float elo_stderr:float? num_comparisons:int "

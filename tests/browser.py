@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
@@ -20,8 +21,15 @@ WAIT_SECONDS = 120
 
 
 @contextmanager
-def chromium(width: int = 1280, height: int = 900, *, dark: bool = False) -> Iterator[Any]:
-    """A browser with a profile of its own, gone at the end."""
+def chromium(
+    width: int = 1280,
+    height: int = 900,
+    *,
+    dark: bool = False,
+    phone: bool = False,
+    profile: Path | None = None,
+) -> Iterator[Any]:
+    """A browser; its profile is gone at the end unless one is given."""
     options = webdriver.ChromeOptions()
     for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
         options.add_argument(f"--{flag}")
@@ -29,13 +37,14 @@ def chromium(width: int = 1280, height: int = 900, *, dark: bool = False) -> Ite
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     options.binary_location = os.environ.get("RLHF_CHROMIUM", "/usr/bin/chromium")
     service = webdriver.ChromeService(os.environ.get("RLHF_CHROMEDRIVER", "/usr/bin/chromedriver"))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options.add_argument(f"--user-data-dir={profile}")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as passing:
+        options.add_argument(f"--user-data-dir={profile or passing}")
         driver = webdriver.Chrome(options, service)
         try:
             # The viewport itself, which is smaller than the window.
-            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
             features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
             driver.set_script_timeout(WAIT_SECONDS)
@@ -120,6 +129,36 @@ class Screen:
             self.find("#confirm-skip").click()
 
         self._next(act)
+
+    def tab_to(self, selector: str) -> None:
+        """Press Tab until the focus is there."""
+        for _ in range(100):
+            script = "return document.activeElement.matches(arguments[0])"
+            if self.driver.execute_script(script, selector):
+                return
+            self.keys(Keys.TAB)
+        raise AssertionError(f"Tab does not come to {selector}")
+
+    def skip_by_keys(self, downs: int) -> None:
+        """Skip with the reason so many below the first."""
+
+        def act() -> None:
+            self.tab_to("#skip")
+            self.keys(Keys.SPACE, *[Keys.ARROW_DOWN] * downs)
+            self.tab_to("#confirm-skip")
+            self.keys(Keys.ENTER)
+
+        self._next(act)
+
+    def note_by_keys(self, note: str) -> None:
+        """Write a note, whose letters are no commands."""
+        self.tab_to("#note-box summary")
+        self.keys(Keys.ENTER)
+        self.tab_to("#note")
+        self.keys(note)
+
+    def undo_by_keys(self) -> None:
+        self._next(lambda: self.chord(Keys.CONTROL, "z"))
 
     def undo(self) -> None:
         self._next(lambda: self.find("#undo").click())

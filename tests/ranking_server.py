@@ -32,11 +32,19 @@ def some_items(num: int, texts: int = 4) -> list[Item]:
 class PageProcess:
     """The page of a folder's run; the same folder again is the same run."""
 
-    def __init__(self, folder: Path, items: Sequence[Item], port: int = 0, **feedback: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        items: Sequence[Item],
+        port: int = 0,
+        server: Mapping[str, str] | None = None,
+        **feedback: Any,
+    ) -> None:
+        listen = {"port": port, **(server or {})}
         self.recipe = {
             "name": "page",
             "paths": {"root": str(folder)},
-            "feedback": {"source": "page", **feedback, "server": {"port": port}},
+            "feedback": {"source": "page", **feedback, "server": listen},
         }
         listed = [[item.prompt_id, item.prompt, dict(item.texts)] for item in items]
         self._process = subprocess.Popen(

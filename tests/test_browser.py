@@ -3,6 +3,7 @@
 `make browser`; needs Chromium and chromedriver.
 """
 
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from tasks.ranking_page.queue import Item
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
 
+NOTE = "A bad case, = and all."
 NASTY = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
-def rankings_of(folder: Path, items: list[Item]) -> list[dict[str, Any]]:
+def rankings_of(folder: Path, items: list[Item], name: str = "rankings") -> list[dict[str, Any]]:
     """The Parquet table that the step feedback makes of what was said."""
     config = make_config(folder, source="page", wait="none").model_copy(update={"name": "page"})
     paths = config.paths.model_copy(update={"root": str(folder)})
@@ -31,7 +33,7 @@ def rankings_of(folder: Path, items: list[Item]) -> list[dict[str, Any]]:
         for item in items
         for n, text in enumerate(item.texts.values())
     ]
-    return table(config, run_feedback(config, prompts, samples), "rankings")
+    return table(config, run_feedback(config, prompts, samples), name)
 
 
 def ranks_of(levels: list[set[str]]) -> dict[str, float]:
@@ -143,7 +145,10 @@ def test_twenty_prompts_by_mouse_keys_and_finger_end_in_the_table_as_they_were_r
                 prompt = prompts[screen.text("#prompt")]
                 shown = screen.ids()
                 if number in (4, 13):
-                    screen.skip("unclear_prompt")
+                    if number == 4:
+                        screen.skip("unclear_prompt")
+                    else:
+                        screen.skip_by_keys(1)  # below "I cannot judge this"
                     skipped.add(prompt)
                     continue
                 way = WAYS[number % len(WAYS)]
@@ -160,12 +165,15 @@ def test_twenty_prompts_by_mouse_keys_and_finger_end_in_the_table_as_they_were_r
                         f"return document.getElementById('mine-count').textContent !== '{before}'"
                     )
                 elif way in KEYS:
+                    if way is by_keys_with_ties:
+                        screen.note_by_keys(NOTE)
+                        assert screen.levels() == levels, "letters of a note rank nothing"
                     screen.submit_by_keys()
                 else:
                     screen.submit()
                 wanted[prompt] = ranks_of(levels), shown
                 if number == 10:  # taken back, and ranked the other way round
-                    screen.undo()
+                    screen.undo_by_keys()
                     assert screen.levels() == levels
                     last = next(iter(levels[-1]))
                     for _ in levels:  # once to part it from the text beside it, then up
@@ -187,6 +195,12 @@ def test_twenty_prompts_by_mouse_keys_and_finger_end_in_the_table_as_they_were_r
         assert row["annotator"] == "Ada"
         assert 0 < row["seconds"] < 3600
     assert any(len(set(row["ranks"])) < 4 for row in rows), "some are ties"
+    remarks = rankings_of(tmp_path, items, "remarks")
+    assert [(row["kind"], row["reason"]) for row in remarks if row["kind"] == "skip"] == [
+        ("skip", "unclear_prompt")
+    ] * 2
+    notes = [row["note"] for row in remarks if row["note"]]
+    assert notes == [NOTE] * 2
 
 
 @pytest.mark.parametrize(
@@ -198,10 +212,15 @@ def test_axe_finds_no_fault(width: int, dark: bool, tmp_path: Path) -> None:
 
     def faults() -> list[str]:
         driver.execute_script(axe)
-        return [f"{v['id']} ({v['impact']}): {v['help']}" for v in driver.execute_async_script(run)]
+        found = driver.execute_async_script(run)
+        return [f"{v['id']} ({v['impact']}): {[n['target'] for n in v['nodes']]}" for v in found]
 
+    words = " word" * 2000
+    long = Item("long", f"Long{words}", {str(n): f"{n}{words}" for n in range(4)})
+    settings: dict[str, Any] = {"annotators": ["Ada"], "repeat_share": 0}
+    settings["guidelines"] = f"- Be *fair*{words}"
     with (
-        PageProcess(tmp_path, some_items(3), annotators=["Ada"], guidelines="- Be *fair*") as page,
+        PageProcess(tmp_path, [long, *some_items(1)], **settings) as page,
         chromium(width, 844, dark=dark) as driver,
     ):
         screen = Screen(driver)
@@ -209,13 +228,18 @@ def test_axe_finds_no_fault(width: int, dark: bool, tmp_path: Path) -> None:
         screen.until("return document.getElementById('guidelines').open")
         assert faults() == []
         screen.find("#guidelines button").click()
+        for _ in range(2):
+            assert faults() == []
+            screen.keys("a", "b", "=")
+            assert [len(level) for level in screen.levels()] == [2]
+            assert faults() == []
+            screen.find("#skip").click()
+            assert faults() == []
+            screen.find("#skip-dialog button").click()
+            screen.skip("other")
+        assert "All done" in screen.text("#done")
         assert faults() == []
-        a, b, _, _ = screen.ids()
-        for text in (a, b):
-            screen.card(text, ".letter").click()
-        screen.card(b, ".tie").click()
-        assert faults() == []
-        screen.find("#skip").click()
+        screen.driver.execute_script("document.getElementById('keys').showModal()")
         assert faults() == []
         script = "document.getElementById('person').outerHTML = '<img src=icon.svg>'"
         driver.execute_script(script)
@@ -255,7 +279,7 @@ def test_two_tabs_and_a_reload(tmp_path: Path) -> None:
         assert screen.levels() == levels, "what was ranked outlives a reload"
         driver.switch_to.new_window("tab")
         screen.open(f"{page.url}/")  # signed in by the cookie
-        by_click(screen)
+        assert screen.levels() == levels, "and is in the other tab too"
         screen.submit()
         driver.switch_to.window(first)
         screen.submit()
@@ -271,3 +295,98 @@ def test_two_tabs_and_a_reload(tmp_path: Path) -> None:
         driver.get(f"{page.url}/#{'0' * 64}")
         screen.until("return document.getElementById('notice').textContent.includes('not valid')")
     assert len(rankings_of(tmp_path, items)) == 1
+
+
+def test_what_is_ranked_and_not_submitted_outlives_the_browser(tmp_path: Path) -> None:
+    items = some_items(3)
+    settings: dict[str, Any] = {"annotators": ["Ada", "Ben"], "repeat_share": 0}
+    page = PageProcess(tmp_path, items, **settings, guidelines="Be *fair*")
+    try:
+        with chromium(profile=tmp_path / "profile") as driver:
+            screen = Screen(driver)
+            driver.get(page.links["Ada"])
+            screen.until("return document.getElementById('guidelines').open")
+            screen.find("#guidelines button").click()
+            levels = by_click_with_tie(screen)
+            screen.note_by_keys("half a thought")
+            page.kill()
+            screen.find("#submit").click()
+            screen.until("return !document.getElementById('notice').hidden")
+            leaving = "return !dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+            assert driver.execute_script(leaving), "it asks before an answer is lost"
+        page = PageProcess(tmp_path, items, page.port, **settings, guidelines="Be *kind*")
+        with chromium(profile=tmp_path / "profile") as driver:
+            screen = Screen(driver)
+            driver.get(page.links["Ada"])
+            screen.until("return document.getElementById('guidelines').open")  # as long, but new
+            screen.find("#guidelines button").click()
+            assert screen.levels() == levels
+            assert screen.find("#note").get_property("value") == "half a thought"
+            assert not driver.execute_script(leaving)
+            screen.submit()
+            assert screen.levels() == []
+            assert "rlhf-draft" not in driver.execute_script("return Object.keys(localStorage)+''")
+            screen.open(page.links["Ben"])
+            assert not screen.find("#guidelines").get_property("open"), "these were seen"
+            assert screen.levels() == []
+    finally:
+        page.close()
+    (row,) = rankings_of(tmp_path, items)
+    ranks = dict(zip(row["candidate_ids"], row["ranks"], strict=True))
+    assert ranks == ranks_of(levels)
+
+
+def test_on_a_phone_by_finger(tmp_path: Path) -> None:
+    items = some_items(2)
+    wanted = []
+    with (
+        PageProcess(tmp_path, items, annotators=["Ada"], repeat_share=0) as page,
+        chromium(390, 844, phone=True) as driver,
+    ):
+        screen = Screen(driver)
+        screen.open(page.links["Ada"])
+        count = "document.getElementById('mine-count').textContent"
+        wide = "return [innerWidth, document.documentElement.scrollWidth]"
+        for way in (by_tap, by_finger_drag):
+            assert driver.execute_script(wide) == [390, 390]
+            levels = way(screen)
+            assert screen.levels() == levels, way.__name__
+            assert driver.execute_script(wide) == [390, 390]
+            wanted.append(ranks_of(levels))
+            time.sleep(1)  # Chromium takes a tap right after a swipe as the swipe's end
+            screen.tap(screen.find("#submit"))
+            screen.until(f"return {count}.startsWith('You {len(wanted)}')")
+    rows = rankings_of(tmp_path, items)
+    assert [dict(zip(row["candidate_ids"], row["ranks"], strict=True)) for row in rows] == wanted
+
+
+def test_two_texts_stand_side_by_side_and_one_choice_says_it_all(tmp_path: Path) -> None:
+    """As `rlhf judge` asks."""
+    items = some_items(3, texts=2)
+    wanted = []
+    with (
+        PageProcess(tmp_path, items, annotators=["Ada"], repeat_share=0) as page,
+        chromium() as driver,
+    ):
+        screen = Screen(driver)
+        screen.open(page.links["Ada"])
+        for way in ("click", "keys", "tie"):
+            a, b = screen.ids()
+            boxes = [screen.card(text).rect for text in (a, b)]
+            assert boxes[0]["y"] == boxes[1]["y"]
+            assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+            if way == "click":
+                screen.card(b, ".text").click()
+                levels = [{b}, {a}]
+            else:
+                screen.keys("a")
+                levels = [{a}, {b}]
+            assert screen.levels() == levels
+            if way == "tie":
+                screen.card(b, ".tie").click()
+                levels = [{a, b}]
+                assert screen.levels() == levels
+            screen.submit_by_keys()
+            wanted.append(ranks_of(levels))
+    rows = rankings_of(tmp_path, items)
+    assert [dict(zip(row["candidate_ids"], row["ranks"], strict=True)) for row in rows] == wanted

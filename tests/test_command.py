@@ -9,6 +9,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Literal
 
+import httpx
 import pytest
 from rich.console import Console
 
@@ -96,6 +97,45 @@ def test_shipped_recipe_is_found_by_name_and_a_file_of_that_name_goes_first(
     assert command.find_recipe("demo") == tmp_path / "demo.yaml"
     (tmp_path / "demo").write_text("")
     assert command.find_recipe("demo") == Path("demo")
+
+
+def test_a_run_is_ranked_by_its_id_or_name_with_the_values_that_it_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import rank, waiting
+
+    waits = namedtuple("waits", "id name")
+    configs = [parse_config({"name": "demo", "seed": seed}) for seed in (7, 3)]
+    runs = [(waits(f"id-{c.seed}", f"demo · seed {c.seed}"), c) for c in configs]
+    monkeypatch.setattr(waiting, "waiting_runs", lambda: runs)
+    monkeypatch.setattr(rank, "prepare_prefect", lambda: None)
+    monkeypatch.setattr(rank, "server_is_configured", lambda: True)
+    served: list[PipelineConfig] = []
+
+    def serve(config: PipelineConfig) -> int:
+        served.append(config)
+        return 0
+
+    monkeypatch.setattr(rank, "rank", serve)
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "demo · seed 3", "id-3", "e2e"):
+        assert command.main(["rank", name, "--port", "4321"]) == 0
+    assert [(one.name, one.seed) for one in served] == [
+        *(("demo", s) for s in (7, 3, 3)),
+        ("e2e", 0),
+    ]
+    assert {one.feedback.server.port for one in served} == {4321}
+
+    def away() -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(waiting, "waiting_runs", away)
+    assert command.main(["rank", "demo"]) == 0
+    assert served[-1].seed == 0
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "recipe.yaml").write_text("name: mine")
+    assert command.main(["rank", "mine"]) == 0
+    assert served[-1].name == "mine"
 
 
 @pytest.mark.parametrize(

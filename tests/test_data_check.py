@@ -1,11 +1,14 @@
 """`rlhf data check`: what it says of files, good and bad."""
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from test_formats import CASES
 
 from flows.command import main
 from rlhf_core.recipe import parse_config
@@ -36,6 +39,50 @@ def test_rankings_with_their_agreement(tmp_path: Path, capsys: pytest.CaptureFix
     assert "format ranked responses" in lines
     assert "rows 3, 0 rejected" in lines
     assert "all 3 3 33.3 % -0.33 0.11 0.0 %" in lines  # one of three pairs of people agrees
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_format_is_told_with_its_rows_and_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    role, rows, name, expected, left_out = CASES[case]
+    code, lines, err = check(capsys, write(tmp_path, *rows), "--role", role)
+    assert (code, err) == (0, "")
+    assert any(re.fullmatch(rf"format {name}( \(.* = .*\))?", line) for line in lines)
+    assert f"rows {len(rows)}, 0 rejected" in lines
+    for what, number in left_out.items():
+        assert any(f"{number} {what}" in line for line in lines), what
+    if role == "rankings":
+        people = Counter(annotator for _, annotator, _ in expected)
+        for annotator, number in people.items():
+            assert any(line.startswith(f"{annotator} {number} ") for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("export", "code", "wanted"),
+    [
+        ("pairwise_export", 0, ["rows 32, 0 rejected", "rankings 32", "2 32 0.0 %"]),
+        ("ranker_export_cli", 0, ["rows 1, 0 rejected", "texts 4 in each ranking", "1 1 0.0 %"]),
+        # One of the three has an id that its task does not have.
+        ("ranker_export", 2, ["rows 3, 1 rejected", "rankings 2", "1 2 0.0 %"]),
+    ],
+)
+def test_exports_of_label_studio_are_told_with_what_is_rejected(
+    test_data: Path,
+    capsys: pytest.CaptureFixture[str],
+    export: str,
+    code: int,
+    wanted: list[str],
+) -> None:
+    path = test_data / "label_studio" / f"{export}.json"
+    found, lines, err = check(capsys, str(path))
+    assert found == code
+    assert [line for line in lines if line in ("format Label Studio JSON", *wanted)] == [
+        "format Label Studio JSON",
+        *wanted,
+    ]
+    told = any("unknown id 'zzz'; known: r2a" in line for line in lines)
+    assert (told, "1 of 3 rows are bad" in err) == (code == 2, code == 2)
 
 
 def test_what_it_prints_for_a_recipe_is_a_recipe(
@@ -103,3 +150,15 @@ def test_the_e2e_rankings(test_data: Path, capsys: pytest.CaptureFixture[str]) -
     assert "rows 2979, 0 rejected" in lines
     assert "prompts 630" in lines
     assert any(line.startswith("all 112 2979 67.1 %") for line in lines)
+
+
+def test_scores_of_one_text_a_prompt_are_told_why_they_are_of_no_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"p{n}", "response": "a", "score": n} for n in range(3)]
+    code, _, err = check(capsys, write(tmp_path, *rows), "--role", "rankings")
+    assert code == 2
+    assert err.endswith(
+        "nothing in it can be used as rankings; 3 scores of the only text that their annotator "
+        "scored for a prompt\n"
+    )

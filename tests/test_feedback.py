@@ -1,6 +1,7 @@
 """Feedback: simulated people who can be repeated, and files whose texts meet the samples."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult, TableArtifact
 from tasks.demo_world import generate_demonstrations, generate_prompts
 from tasks.feedback import external, feedback, simulate
+from tasks.label_studio.project import INCOMPLETE, PREFIX, REFUSED, UNDRAGGED
+from tasks.ranking_page.answers import Answers, Event, answers_path
+from tasks.ranking_page.queue import keep_texts, make_items
+from tasks.rate import rate
+from tasks.report import write_report
 from tasks.step import open_store, step
 from tasks.tables import TABLES, digest_id
 
@@ -22,6 +28,7 @@ TEXTS_PER_PROMPT = 4
 
 def make_config(tmp_path: Path, **fields: Any) -> Any:
     paths = {"root": str(tmp_path / "artifacts"), "data": str(tmp_path)}
+    paths["runs"] = str(tmp_path / "runs")
     return parse_config({"paths": paths, "feedback": fields})
 
 
@@ -277,3 +284,135 @@ def test_key_holds_the_files_content(tmp_path: Path) -> None:
     write_rankings(tmp_path / "new.jsonl", ("p", "ben", {"a": 2.0, "b": 1.0}))
     assert external(config)["new.jsonl"] != before["new.jsonl"]
     assert external(make_config(tmp_path)) == {"demo_world": "version 1"}
+
+
+def event(who: str, prompt: str, levels: list[list[str]], **changes: Any) -> Event:
+    """Texts of a prompt as somebody ranked them on the page."""
+    ids = [[digest_id(prompt, text) for text in level] for level in levels]
+    shown = sorted(key for level in ids for key in level)
+    fields: dict[str, Any] = {
+        "answer_id": digest_id(who, prompt, str(changes)) * 2,
+        "kind": "ranking",
+        "annotator": who,
+        "item_id": digest_id("item", prompt, *shown),
+        "round": 0,
+        "prompt_id": digest_id(prompt),
+        "shown_order": tuple(shown),
+        "levels": () if changes.get("kind") == "skip" else tuple(tuple(level) for level in ids),
+        "seconds": 2.5,
+    }
+    return Event(**(fields | changes))
+
+
+def say(config: Any, *events: Event, **texts: list[str]) -> None:
+    """Keep answers as the page does, after the texts that they are about."""
+    with closing(Answers(answers_path(config))) as answers:
+        items = make_items(
+            [(digest_id(prompt), prompt) for prompt in texts],
+            [(digest_id(p, t), digest_id(p), t) for p, listed in texts.items() for t in listed],
+        )
+        keep_texts(answers, items)
+        for one in events:
+            answers.add(one)
+
+
+def test_what_people_said_on_the_page_comes_to_the_tables_and_the_report(tmp_path: Path) -> None:
+    config = make_config(tmp_path, source="page", annotators=["Ada", "Ben"])
+    texts = {"p": ["a", "b", "c"], "q": ["a", "b"], "gone": ["a", "b"], "earlier": ["new", "old"]}
+    wrong = event("Ada", "q", [["b"], ["a"]], answer_id="w" * 16)
+    say(
+        config,
+        event("Ada", "p", [["a"], ["b"], ["c"]], note="<close> call"),
+        wrong,
+        event("Ada", "q", [], kind="undo", undoes="w" * 16, item_id=wrong.item_id),
+        event("Ada", "q", [["a"], ["b"]]),
+        event("Ben", "p", [["b", "a"], ["c"]]),
+        event("Ben", "q", [["a"], ["b"]], kind="skip", reason="other", note="a riddle"),
+        event("Ada", "gone", [["a"], ["b"]]),
+        event("Ada", "earlier", [["old"], ["new"]]),
+        event("Ben", "earlier", [["old"], ["new"]], kind="skip", reason="harmful"),
+        event("Ada", "p", [["b"], ["a"], ["c"]], round=1),  # a and b the other way round
+        **texts,
+    )
+    prompts = [prompt_row(prompt, "reward") for prompt in ("p", "q", "earlier")]
+    sampled = [sample_row(p, i, t) for p in ("p", "q") for i, t in enumerate(texts[p])]
+    result = run_feedback(config, prompts, [*sampled, sample_row("earlier", 0, "new")])
+    found = [
+        (row["annotator"], row["prompt_id"], list(row["shown_order"]), list(row["ranks"]))
+        for row in table(config, result, "rankings")
+    ]
+
+    def row(who: str, prompt: str, **rank_of: float) -> tuple[str, str, list[str], list[float]]:
+        ranks = {digest_id(prompt, text): rank for text, rank in rank_of.items()}
+        return who, digest_id(prompt), sorted(ranks), [ranks[key] for key in sorted(ranks)]
+
+    assert found == [
+        row("Ada", "p", a=1, b=2, c=3),
+        row("Ada", "q", a=1, b=2),
+        row("Ben", "p", a=1, b=1, c=3),
+        row("Ada", "earlier", old=1, new=2),
+    ]
+    (again,) = table(config, result, "repeats")
+    assert (again["annotator"], again["seconds"], again["source"]) == ("Ada", 2.5, "page")
+    policies = {r["response"]: r["policy"] for r in table(config, result, "candidates")}
+    assert (policies["old"], policies["new"]) == ("page:earlier", "sft")
+    wanted = {"skips": 2, "notes": 2, "refused_answers": 0, "undragged_rankings": 0}
+    wanted["incomplete_rankings"] = 0
+    wanted |= {"rankings_of_unknown_prompts": 1, "num_rankings": 4, "num_annotators": 2}
+    assert {name: result.facts[name] for name in wanted} == wanted
+    assert [tuple(row.values()) for row in table(config, result, "remarks")] == [
+        ("Ada", "p", "note", "", "<close> call"),
+        ("Ben", "q", "skip", "other", "a riddle"),
+        ("Ben", "earlier", "skip", "harmful", ""),
+    ]
+    said = {name: result.tables[name] for name in ("rankings", "repeats", "candidates")}
+    rated = rate.fn(config, **said, prompts=publish(config, prompts=prompts)["prompts"])
+    # Of Ada's three pairs of p, two are the same again; all of Ben's were seen once.
+    measures = open_store(config).open_table(rated.tables["agreement"])
+    twice = measures[measures["metric"] == "repeat_agreement"]
+    assert [tuple(r) for r in twice[["annotator", "value", "n"]].itertuples(index=False)] == [
+        ("all", pytest.approx(2 / 3), 3),
+        ("Ada", pytest.approx(2 / 3), 3),
+    ]
+    assert len(open_store(config).open_table(rated.tables["preference_pairs"])) == 3 + 1 + 1
+    results = {"feedback": result, "rate": rated}
+    page = (write_report(config, results, gate=None, statuses={}) / "report.html").read_text()
+    for words in ("The same again", "66.7", "Harmful, offensive", "&lt;close&gt; call", "a riddle"):
+        assert words in page
+    assert page.index("a riddle") < page.index("&lt;close&gt;"), "the latest notes come first"
+
+
+def test_what_is_odd_in_label_studio_is_told_and_is_nobodys_note(tmp_path: Path) -> None:
+    studio = {"url": "http://studio"}
+    config = make_config(tmp_path, source="label_studio", label_studio=studio, wait="none")
+    notes = [f"{INCOMPLETE}: 2 of 3 texts", UNDRAGGED, f"{UNDRAGGED}; {INCOMPLETE}: 2 of 3 texts"]
+    say(
+        config,
+        *(
+            event("Ada", p, [["a"], ["b"]], note=note, answer_id=f"{PREFIX}{p}")
+            for p, note in zip("pqr", notes, strict=True)
+        ),
+        event(
+            "Ben",
+            "p",
+            [["a"], ["b"]],
+            kind="skip",
+            reason=f"{REFUSED}: ranking: duplicates",
+            note="task 1, annotation 2",
+            answer_id=f"{PREFIX}x",
+        ),
+        p=["a", "b"],
+        q=["a", "b"],
+        r=["a", "b"],
+    )
+    prompts = [prompt_row(prompt, "reward") for prompt in "pqr"]
+    sampled = [sample_row(p, i, text) for p in "pqr" for i, text in enumerate("ab")]
+    result = run_feedback(config, prompts, sampled)
+    assert [(row["kind"], row["reason"]) for row in table(config, result, "remarks")] == [
+        *(("flagged", note) for note in notes),
+        ("refused", "refused: ranking: duplicates"),
+    ]
+    wanted = {"undragged_rankings": 2, "incomplete_rankings": 2, "refused_answers": 1, "notes": 0}
+    assert {name: result.facts[name] for name in wanted} == wanted
+    assert result.facts["skips"] == 0
+    assert {row["source"] for row in table(config, result, "rankings")} == {"label_studio"}

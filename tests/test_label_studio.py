@@ -166,7 +166,7 @@ def test_what_is_said_in_label_studio_is_what_counts(
     studio: Studio, token: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.label_studio.client.PAGE_SIZE", 3)
-    config, items = config_of(tmp_path, studio.url, project="what is said"), some_items(8)
+    config, items = config_of(tmp_path, studio.url, project="what is said"), some_items(9)
     assert pull(config, items) == 0
     assert pull(config, items) == 0  # nothing is imported twice
     tasks = studio.tasks("what is said")
@@ -184,7 +184,7 @@ def test_what_is_said_in_label_studio_is_what_counts(
     def level(*ids: str) -> tuple[str, ...]:
         return tuple(sorted(text.removeprefix(ID_PREFIX) for text in ids))
 
-    full, buckets, partial, skipped, unknown, changed, gone, bare = tasks
+    full, buckets, partial, skipped, unknown, changed, gone, bare, twice = tasks
     a, b, c, d = ids_of(full)
     studio.annotate(full, {"ranked": [c, a, d, b], "unusable": []})
     wanted[key(full)] = ("ranking", (level(c), level(a), level(d), level(b)), "")
@@ -202,10 +202,12 @@ def test_what_is_said_in_label_studio_is_what_counts(
     wanted[key(changed)] = ("ranking", (level(a), level(b), level(c), level(d)), "")
     second = studio.annotate(gone, {"ranked": ids_of(gone)})
     studio.annotate(bare, {"ranked": [ids_of(bare)[0]]})
+    studio.annotate(twice, {"ranked": [*ids_of(twice), ids_of(twice)[0]]})
     num_events = pull(config, items)
     found = said(config)
     assert found.pop(key(unknown))[2].startswith("refused: ranking: unknown id 'text-nobody'")
     assert found.pop(key(bare))[2].startswith("refused: a ranking needs at least two texts")
+    assert found.pop(key(twice))[2].startswith("refused: ranking: ")
     assert found.pop(key(gone))[0] == "ranking"
     assert found == wanted
     assert pull(config, items) == num_events  # nothing is taken in twice
@@ -220,9 +222,9 @@ def test_what_is_said_in_label_studio_is_what_counts(
     assert found[key(changed)] == wanted[key(changed)]
     assert pull(config, items) == num_events
     # An earlier model's project with the same title: new items come beside the old ones.
-    more = some_items(9)
+    more = some_items(10)
     pull(config, more)
-    assert len(studio.tasks("what is said")) == 9
+    assert len(studio.tasks("what is said")) == 10
 
 
 @pytest.mark.slow
@@ -325,6 +327,53 @@ def test_a_suspended_run_is_woken_by_what_is_said_in_label_studio(
     for folder in ("artifacts", "runs"):
         for path in (tmp_path / folder).rglob("*"):
             assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+
+
+class Unasked:
+    """A server of one project, whose tasks a test annotates in this process."""
+
+    url = "http://studio"
+
+    def __init__(self, _: Any) -> None:
+        self.kept: list[dict[str, Any]] = []
+
+    def people(self) -> dict[int, str]:
+        return {1: OWNER}
+
+    def find_project(self, title: str) -> int | None:
+        return None
+
+    def create_project(self, **fields: Any) -> int:
+        return 1
+
+    def import_tasks(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> None:
+        self.kept += [{"id": n, "data": data, "annotations": []} for n, data in enumerate(tasks)]
+
+    def tasks(self, project: int) -> list[dict[str, Any]]:
+        return self.kept
+
+    def close(self) -> None:
+        pass
+
+
+def test_incomplete_and_doubled_rankings_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label Studio itself accepts both."""
+    monkeypatch.setattr("tasks.label_studio.project.Client", Unasked)
+    config, items = config_of(tmp_path, "http://studio"), some_items(3)
+    with closing(Answers(answers_path(config))) as answers:
+        project = Project(config, items)
+        for task, ranked in zip(project._client.tasks(1), (3, 4, 5), strict=True):
+            ids = [*ids_of(task), ids_of(task)[0]][:ranked]
+            result = [as_result({"ranked": ids[::-1], "unusable": []})]
+            dated = {"updated_at": "2026-01-01", "completed_by": 1, "lead_time": 60.0}
+            task["annotations"] = [{"id": task["id"], "result": result, **dated}]
+        project.pull(answers)
+        partial, full, doubled = answers.events
+    assert (partial.kind, partial.note) == ("ranking", "incomplete: 3 of 4 texts")
+    assert (full.kind, full.note) == ("ranking", "")
+    assert doubled.reason.startswith("refused: ranking: ")
 
 
 def wait_until(holds: Callable[[], bool], log: Path) -> None:

@@ -226,6 +226,29 @@ def test_what_else_sways_people_by_hand(tmp_path: Path) -> None:
     assert ("y", "seconds") not in found.index
 
 
+def test_scores_become_targets_by_hand(tmp_path: Path) -> None:
+    inputs = Inputs(
+        tmp_path,
+        [("p", "ab", [1, 2], "x"), ("q", "ab", [1, 2], "x"), ("p", "ab", [2, 1], "y")],
+    )
+    inputs.rankings["scores"] = [[5.0, 3.0], [1.0, -1.0], [70.0, 90.0]]
+    elo, _ = inputs.run()
+    tables, _ = inputs.run(target="scores", annotator_weights={"y": 3})
+    # x: mean 2, deviation √((9 + 1 + 1 + 9) / 4) = √5. y: mean 80, deviation 10.
+    z = {"pa": (3 / 5**0.5 - 3) / 4, "pb": (1 / 5**0.5 + 3) / 4, "qa": -1 / 5**0.5}
+    z["qb"] = -3 / 5**0.5
+    size = np.sqrt(np.mean(np.square(list(z.values()))))
+    found = by_id(tables["ratings"], "target")
+    assert found == pytest.approx({text: value / size for text, value in z.items()})
+    assert by_id(elo["ratings"], "target")["qa"] > 0, "Elo compares texts of one prompt only"
+    inputs.rankings["scores"] = pd.Series([[5.0, 3.0], None, [70.0, 90.0]], dtype=object)
+    with pytest.raises(InputError, match=r"scores, but 1 of 3 rankings have none, first one by x"):
+        inputs.run(target="scores")
+    inputs.rankings["scores"] = [[5.0, 5.0]] * 3
+    level, _ = inputs.run(target="scores")
+    assert not level["ratings"]["target"].any()
+
+
 def test_weight_two_is_two_annotators(tmp_path: Path) -> None:
     once: list[Ranking] = [("p", "abc", [1, 2, 3], "x"), ("p", "abc", [1, 3, 2], "y")]
     heavy, _ = Inputs(tmp_path, once).run(annotator_weights={"x": 2.0})

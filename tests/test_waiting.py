@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,14 @@ from test_deployments import (
     started_server,
     tiny,
 )
+from test_ranking_page import event
 
-from rlhf_core.recipe import load_config
+from flows.rank import texts_to_rank
+from rlhf_core.recipe import load_config, parse_config
+from tasks.ask_people import items_to_rank
 from tasks.demo_world import annotators, rank_texts, ranking_rng
+from tasks.ranking_page.answers import Answers, answers_path
+from tasks.ranking_page.queue import keep_texts
 from tasks.reporting.lineage import load_run
 from tasks.step import open_store
 
@@ -69,11 +74,13 @@ def wait_for(server: Server, run_id: str, state: str, seconds: float = START_SEC
 
 
 @contextmanager
-def ranking_page(server: Server, config: Mapping[str, Any], log: Path) -> Iterator[dict[str, str]]:
-    """`rlhf rank` as a process; the block gets the links."""
+def ranking_page(
+    server: Server, config: Mapping[str, Any], log: Path, run: str = ""
+) -> Iterator[dict[str, str]]:
+    """`rlhf rank` as a process, of the recipe or of a run; the block gets the links."""
     recipe = log.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(dict(config)))
-    words = [sys.executable, "-u", "-m", "flows.command", "rank", str(recipe)]
+    words = [sys.executable, "-u", "-m", "flows.command", "rank", run or str(recipe)]
     with process(words, log, server.environment):
         yield links_in(log, config["feedback"]["annotators"])
 
@@ -139,15 +146,18 @@ def test_a_suspended_run_is_ranked_and_goes_on_by_itself(deployed: Server, tmp_p
     with worker(deployed):
         run_id = deployed.start_run("rlhf/demo", {"config": config})
         wait_for(deployed, run_id, "Suspended")
-    with worker(deployed), ranking_page(deployed, config, tmp_path / "rank.log") as links:
+    form = deployed.ask("GET", f"/flow_runs/{run_id}/input/suspended-people-0-description").json()
+    run = form.partition("`rlhf rank ")[2].partition("`")[0]
+    assert run == run_id
+    with worker(deployed), ranking_page(deployed, config, tmp_path / "rank.log", run) as links:
         count = rank_all(links, shortest_first)
         assert deployed.wait(run_id)["state_type"] == "COMPLETED"
     assert "goes on" in (tmp_path / "rank.log").read_text()
     found = states(deployed, run_id)
     assert found["sft"][-1] == found["sample"][-1] == "Cached"
     assert "Cached" not in found["rate"]
-    run = load_run(tmp_path / "runs" / "tiny")
-    rankings = open_store(run.config).open_table(run.results["feedback"].tables["rankings"])
+    done = load_run(tmp_path / "runs" / "tiny")
+    rankings = open_store(done.config).open_table(done.results["feedback"].tables["rankings"])
     assert len(rankings) == count
     assert set(rankings["annotator"]) == set(PEOPLE)
 
@@ -261,6 +271,55 @@ def test_a_local_run_pauses_and_shows_the_links(
     assert not any("/#" in line for line in kept), "a link is a key, and others read the log"
 
 
+def test_a_suspended_run_without_a_deployment_pauses_on_a_server_of_its_own(tmp_path: Path) -> None:
+    config = of_people(tmp_path, wait="suspend")
+    recipe, log = tmp_path / "recipe.yaml", tmp_path / "run.log"
+    recipe.write_text(yaml.safe_dump(config))
+    words = [sys.executable, "-u", "-m", "flows.command", "run", str(recipe)]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PREFECT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_API_URL", None)
+    with process(words, log, environment):
+        count = rank_all(links_in(log, PEOPLE), shortest_first)
+        deadline = time.monotonic() + START_SECONDS
+        while not (tmp_path / "runs" / "tiny" / "run.json").exists():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+    text = log.read_text()
+    assert "no deployment would start this run again: it pauses" in text
+    assert "paused until enough have come" in text
+    run = load_run(tmp_path / "runs" / "tiny")
+    assert run.results["feedback"].tables["rankings"].num_rows == count
+
+
+def test_what_is_said_later_is_new_input_to_the_next_run(tmp_path: Path) -> None:
+    """`wait: none`: only feedback and what follows run again."""
+    content = of_people(tmp_path, wait="none")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PREFECT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_API_URL", None)
+
+    def run() -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "flows.command", "run", str(recipe)]
+        return subprocess.run(words, env=environment, capture_output=True, text=True)
+
+    nobody = run()
+    assert (nobody.returncode, "nobody has ranked a text" in nobody.stderr) == (2, True)
+    config = parse_config(content)
+    items = items_to_rank(config, **texts_to_rank(config))
+    with closing(Answers(answers_path(config))) as answers:
+        keep_texts(answers, items)
+        for number, item in enumerate(items[:-1]):
+            answers.add(event(number, "Ada", item))
+        assert run().returncode == 0
+        answers.add(event(len(items), "Ben", items[-1]))
+    assert run().returncode == 0
+    found = load_run(tmp_path / "runs" / "tiny")
+    assert found.results["feedback"].tables["rankings"].num_rows == len(items)
+    cached = {step for step, status in found.statuses.items() if status == "cached"}
+    assert cached == {"ingest", "pretrain", "sft", "sample"}
+
+
 def test_when_the_time_is_over_it_says_so_and_keeps_what_was_said(
     deployed: Server, tmp_path: Path
 ) -> None:
@@ -275,9 +334,15 @@ def test_when_the_time_is_over_it_says_so_and_keeps_what_was_said(
         assert "Traceback" not in done.stderr
     with worker(deployed):
         run_id = deployed.start_run("rlhf/demo", {"config": config})
+        wait_for(deployed, run_id, "Suspended")
+        text = deployed.ask("GET", f"/flow_runs/{run_id}/input/suspended-people-0-description")
+        assert "and stops at " in text.json()
+        time.sleep(60 * 0.2)
+        woken = deployed.start_run("rlhf-resume/resume", {})
+        assert deployed.wait(woken)["state_type"] == "COMPLETED"
         found = deployed.wait(run_id)
     assert found["state_type"] == "FAILED"
-    assert "never resumed" in found["state"]["message"]
+    assert "rankings after 0.2 minutes (feedback.timeout_minutes)" in found["state"]["message"]
 
 
 @pytest.mark.timeout(7200)

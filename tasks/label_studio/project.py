@@ -28,6 +28,7 @@ ID_PREFIX = "text-"
 """Ids that look like integers are put into another order by Label Studio's page."""
 
 UNDRAGGED = "in the order that was shown, made quicker than anybody reads"
+INCOMPLETE = "incomplete"
 REFUSED = "refused"
 SKIPPED = "skipped in Label Studio"
 
@@ -167,7 +168,10 @@ class Project:
         words = sum(len(item.texts[key].split()) for key in shown)
         quick = 0 < seconds * READ_WORDS_PER_SECOND < words
         untouched = quick and levels == tuple((key,) for key in shown)
-        note = UNDRAGGED if untouched else ""
+        odd = [UNDRAGGED] if untouched else []
+        if len(shown) < len(given):
+            odd.append(f"{INCOMPLETE}: {len(shown)} of {len(given)} texts")
+        note = "; ".join(odd)
         return Event(kind="ranking", levels=levels, note=note, shown_order=shown, **common)
 
 

@@ -54,6 +54,16 @@ _FOR_EVER = "".join(
     for table in ("prompts", "texts", "events")
     for what in ("UPDATE", "DELETE")
 )
+# INSERT OR REPLACE removes a row without asking the triggers of DELETE.
+_FOR_EVER += (
+    "CREATE TRIGGER events_known BEFORE INSERT ON events "
+    "WHEN EXISTS (SELECT 1 FROM events WHERE NEW.number = number OR NEW.answer_id = answer_id) "
+    "BEGIN SELECT RAISE(ABORT, 'answers are only ever added'); END;"
+) + "".join(
+    f"CREATE TRIGGER {table}_known BEFORE INSERT ON {table} "
+    f"WHEN EXISTS (SELECT 1 FROM {table} WHERE NEW.{key} = {key}) BEGIN SELECT RAISE(IGNORE); END;"
+    for table, key in (("prompts", "prompt_id"), ("texts", "candidate_id"))
+)
 
 
 @dataclass(frozen=True)

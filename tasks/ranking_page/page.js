@@ -6,7 +6,7 @@ import { makeDraggable } from "/drag.js";
 
 const $ = (id) => document.getElementById(id);
 const PENDING = "rlhf-pending";
-const DRAFT = "rlhf-draft";
+const GUIDELINES = "rlhf-guidelines";
 const RETRY_SECONDS = [1, 2, 4, 5];
 
 let me = null; // the annotator of this tab
@@ -62,7 +62,7 @@ async function say(path, body, words) {
   sessionStorage.setItem(PENDING, JSON.stringify({ path, body }));
   try {
     const reply = await ask(path, body);
-    forget();
+    settled();
     notice("");
     show(reply, words);
   } catch (error) {
@@ -75,19 +75,22 @@ async function say(path, body, words) {
 
 async function refused(error) {
   if (!(error instanceof Refusal)) throw error;
-  sessionStorage.removeItem(PENDING);
-  if (error.status === 409) {
-    sessionStorage.removeItem(DRAFT);
-    show(await ask("/api/next"), "");
-  }
+  settled(error.status === 409);
+  if (error.status === 409) show(await ask("/api/next"), "");
   if (error.status === 401 || error.status === 403) hide();
   notice(error.message);
 }
 
-function forget() {
+// What was sent is answered; with it goes the draft that it was.
+function settled(done = true) {
+  const pending = JSON.parse(sessionStorage.getItem(PENDING) ?? "null");
   sessionStorage.removeItem(PENDING);
-  sessionStorage.removeItem(DRAFT);
+  if (pending && done) localStorage.removeItem(draftOf(pending.body));
 }
+
+window.addEventListener("beforeunload", (event) => {
+  if (busy && sessionStorage.getItem(PENDING)) event.preventDefault();
+});
 
 async function start() {
   busy = true;
@@ -109,7 +112,7 @@ async function start() {
     const pending = JSON.parse(sessionStorage.getItem(PENDING) ?? "null");
     if (pending?.body.annotator === me) {
       const reply = await ask(pending.path, pending.body);
-      forget();
+      settled();
       show(reply, "Saved what you sent before.");
     } else {
       show(session, "");
@@ -162,10 +165,9 @@ function show(state, words) {
 }
 
 function showItem() {
-  const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
-  const mine = draft?.who === me && draft.item_id === item.item_id && draft.round === item.round;
-  levels = (mine ? draft.levels : item.levels).map((level) => [...level]);
-  $("note").value = mine ? draft.note : item.note;
+  const draft = JSON.parse(localStorage.getItem(draftOf(item)) ?? "null") ?? item;
+  levels = draft.levels.map((level) => [...level]);
+  $("note").value = draft.note;
   $("note-box").open = Boolean($("note").value);
   answerId = newId();
   shownAt = performance.now();
@@ -176,6 +178,15 @@ function showItem() {
   cards = new Map(item.texts.map((text) => [text.id, makeCard(text)]));
   render();
   $("work").focus({ preventScroll: true });
+}
+
+// What scrolls must be reachable by keys too.
+function focusScrollers() {
+  for (const text of document.querySelectorAll("#prompt, .card .text")) {
+    const scrolls = text.scrollHeight > text.clientHeight;
+    if (scrolls) text.tabIndex = 0;
+    else text.removeAttribute("tabindex");
+  }
 }
 
 function letter(n) {
@@ -246,6 +257,7 @@ function render() {
     }),
   );
   for (const [id, card] of cards) renderCard(id, card);
+  focusScrollers();
   $("tray-section").classList.toggle("empty", !tray.length);
   $("tray-empty").hidden = tray.length > 0;
   $("left").textContent = tray.length ? `${tray.length} to rank` : "";
@@ -310,10 +322,12 @@ function changed(id) {
   );
 }
 
+function draftOf({ item_id, round }) {
+  return `rlhf-draft:${me}:${item_id}:${round}`;
+}
+
 function keepDraft() {
-  const { item_id, round } = item;
-  const draft = { who: me, item_id, round, levels, note: $("note").value };
-  sessionStorage.setItem(DRAFT, JSON.stringify(draft));
+  localStorage.setItem(draftOf(item), JSON.stringify({ levels, note: $("note").value }));
 }
 
 function choose(id, level) {
@@ -407,7 +421,6 @@ function submit() {
 
 function undo() {
   if (busy || undoable === null) return;
-  sessionStorage.removeItem(DRAFT);
   say("/api/undo", { annotator: me, answer_id: newId(), undoes: undoable }, "Taken back.");
 }
 
@@ -452,10 +465,9 @@ function showReasons(reasons) {
 function showGuidelines(html) {
   $("show-guidelines").hidden = !html;
   $("guidelines-text").innerHTML = html; // made by the server, from the recipe's Markdown
-  const seen = `rlhf-guidelines:${html.length}`;
-  if (html && !localStorage.getItem(seen) && !$("guidelines").open) {
+  if (html && localStorage.getItem(GUIDELINES) !== html && !$("guidelines").open) {
     $("guidelines").showModal();
-    localStorage.setItem(seen, "1");
+    localStorage.setItem(GUIDELINES, html);
   }
 }
 
@@ -474,7 +486,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 function keyOfText(event) {
-  const focused = event.target.closest?.(".card")?.dataset.id;
+  const focused = event.target.closest?.(".card button")?.closest(".card").dataset.id;
   if (focused && isRanked(focused)) {
     if (event.key === "ArrowUp") return move(focused, -1), true;
     if (event.key === "ArrowDown") return move(focused, 1), true;
@@ -490,5 +502,6 @@ function keyOfText(event) {
   return false;
 }
 
+window.addEventListener("resize", focusScrollers);
 window.addEventListener("hashchange", start);
 start();

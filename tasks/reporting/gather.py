@@ -38,7 +38,7 @@ COUNTED_ONLY = {
 }
 """Tables of which the report needs the splits only: their texts may be larger than the memory."""
 
-NOT_READ = {"candidates", "rankings"}
+NOT_READ = {"candidates", "rankings", "repeats"}
 """Tables of which the report needs nothing but the number of rows."""
 
 

@@ -37,7 +37,9 @@ from tasks.reporting.sheets import (
     evaluation_sheet,
     form_metrics,
     further_sheet,
+    notes_sheet,
     rejected_sheet,
+    remarks_sheet,
     splits_sheet,
     tables_sheet,
 )
@@ -109,6 +111,8 @@ def _sheets(data: RunData) -> dict[str, Any]:
         "form": evaluation_sheet(data, form_metrics(data)),
         "further": further_sheet(data),
         "agreement": agreement_sheet(data),
+        "remarks": remarks_sheet(data),
+        "notes": notes_sheet(data),
         "splits": splits_sheet(data),
         "tables": tables_sheet(data),
         "rejected": rejected_sheet(data),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from tasks.ranking_page.server import SKIP_REASONS
 from tasks.reporting.findings import careless_annotators
 from tasks.reporting.gather import RunData
 from tasks.reporting.numbers import MISSING, Estimate, model_name, number, percent
@@ -63,6 +64,13 @@ AGREEMENT_SHARES = {
     *("pair_agreement", "reliability", "repeat_agreement"),
     *("tie_share", "earlier_wins", "longer_wins"),
 }
+REMARK_NAMES = {
+    "note": "Ranked with a note",
+    "skip": "Skipped",
+    "refused": "Refused",
+    "flagged": "Flagged",
+}
+NOTES_SHOWN = 20
 SPLITS = ("sft", "reward", "reward_heldout", "ppo", "ppo_heldout", "evaluation")
 
 
@@ -176,6 +184,32 @@ def agreement_sheet(data: RunData) -> Sheet | None:
         if annotator in careless:
             sheet.marked.add(place)
     return sheet
+
+
+def remarks_sheet(data: RunData) -> Sheet | None:
+    """What people said besides rankings, and answers that were odd: how often, and by whom."""
+    frame = data.table("feedback", "remarks")
+    if frame is None:
+        return None
+    sheet = Sheet(["Remark", "Reason", "Times", "By"], text_columns={0, 1, 3})
+    frame = frame.assign(reason=frame["reason"].map(lambda code: SKIP_REASONS.get(code, code)))
+    groups = frame.groupby(["kind", "reason"], sort=True)["annotator"]
+    for (kind, reason), who in groups:
+        cells = [REMARK_NAMES[str(kind)], str(reason) or MISSING, number(len(who))]
+        sheet.rows.append([Cell(text) for text in (*cells, ", ".join(sorted(set(who))))])
+    return sheet
+
+
+def notes_sheet(data: RunData) -> Sheet | None:
+    """The latest notes that people wrote."""
+    frame = data.table("feedback", "remarks")
+    if frame is None:
+        return None
+    notes = frame[(frame["note"] != "") & (frame["kind"] != "refused")].iloc[::-1]
+    sheet = Sheet(["Annotator", "Prompt", "Note"], text_columns={0, 1, 2})
+    for row in notes.head(NOTES_SHOWN).to_dict("records"):
+        sheet.rows.append([Cell(str(row[name])) for name in ("annotator", "prompt", "note")])
+    return sheet if sheet.rows else None
 
 
 def splits_sheet(data: RunData) -> Sheet | None:

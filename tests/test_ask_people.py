@@ -1,0 +1,135 @@
+"""Waiting for people in this process: for how much, and through faults that pass."""
+
+import itertools
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ranking_server import some_items
+from test_feedback import prompt_row, publish, sample_row
+from test_ranking_page import event
+
+from rlhf_core.errors import InputError
+from rlhf_core.recipe import parse_config
+from rlhf_core.records import TableArtifact
+from tasks import ask_people as asking_module
+from tasks.ask_people import ask_people, missing_rankings
+from tasks.label_studio import project
+from tasks.ranking_page.answers import Answers, answers_path
+from tasks.ranking_page.queue import Item
+
+
+def config_of(folder: Path, **feedback: Any) -> Any:
+    fields = {"source": "page", "annotators": ["Ada", "Ben", "Cy"], "server": {"port": 0}}
+    return parse_config({"paths": {"root": str(folder)}, "feedback": fields | feedback})
+
+
+def tables(config: Any, items: list[Item]) -> dict[str, TableArtifact]:
+    """What `ask_people` gets: the items' prompts, and their texts as samples."""
+    prompts = [prompt_row(item.prompt, "reward") for item in items]
+    samples = [
+        sample_row(item.prompt, index, text)
+        for item in items
+        for index, text in enumerate(item.texts.values())
+    ]
+    published = publish(config, prompts=prompts, candidates=samples)
+    return {"sampled": published["candidates"], "prompts": published["prompts"]}
+
+
+def missing_words(config: Any, items: list[Item]) -> str:
+    found = tables(config, items)
+    return missing_rankings(config, sampled=found["sampled"], prompts=found["prompts"])
+
+
+class AwayForAWhile:
+    """A Label Studio that answers, does not for two looks, and then has a ranking of each item."""
+
+    url = "http://studio"
+
+    def __init__(self, config: Any, items: list[Item]) -> None:
+        self._looks, self._items = itertools.count(), items
+
+    def pull(self, answers: Answers) -> None:
+        look = next(self._looks)
+        if look in (1, 2):
+            raise InputError("Label Studio: no answer")
+        if look > 2:
+            for number, item in enumerate(self._items):
+                answers.add(event(number, "Ada", item))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_label_studio_that_is_away_for_a_while_does_not_end_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(project, "Project", AwayForAWhile)
+    monkeypatch.setattr(asking_module, "LABEL_STUDIO_SECONDS", 0.01)
+    studio = {"source": "label_studio", "label_studio": {"url": "http://studio"}}
+    config = config_of(tmp_path, **studio, rankings_per_prompt=1)
+    ask_people.fn(config, **tables(config, some_items(2)))
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warned == ["Label Studio: no answer; looking again"]
+
+
+def test_a_prefect_server_that_is_away_ends_neither_rlhf_rank_nor_a_pause(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows import rank, waiting
+
+    def refuse(*_: Any, **__: Any) -> Iterator[Any]:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(rank, "server_is_configured", lambda: True)
+    monkeypatch.setattr(rank, "prepare_prefect", lambda: None)
+    monkeypatch.setattr(waiting, "waiting_runs", refuse)
+    rank._resume_waiting("demo")
+    assert "Prefect's server does not answer (refused); trying again" in capsys.readouterr().err
+    monkeypatch.setattr(waiting, "resume_flow_run", refuse)
+    assert not waiting.resume("id", waiting.GO_ON)
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts", "words"),
+    [
+        ({}, (3, 2), "5 of 6 rankings"),
+        ({}, (3, 3), ""),
+        ({"min_rankings": 4}, (3, 0), "3 of 4 rankings"),
+        ({"min_rankings": 4}, (3, 1), ""),
+        ({"min_rankings": 99}, (3, 2), "5 of 6 rankings"),
+        ({"min_rankings_per_prompt": 2}, (3, 1), "1 prompts with fewer than 2 rankings"),
+        ({"min_rankings_per_prompt": 2}, (2, 2), ""),
+        ({"min_rankings_per_prompt": 9}, (2, 2), "2 prompts with fewer than 9 rankings"),
+        ({"min_rankings_per_prompt": 1, "min_rankings": 5}, (3, 1), "4 of 5 rankings"),
+        ({"min_rankings_per_prompt": 2, "min_rankings": 3}, (3, 1), "1 prompts with fewer than 2"),
+        ({"max_rankings": 4}, (3, 1), ""),
+        ({"wait": "none"}, (0, 0), ""),
+    ],
+)  # fmt: skip
+def test_what_is_missing(
+    tmp_path: Path, settings: dict[str, Any], counts: tuple[int, int], words: str
+) -> None:
+    config, items = config_of(tmp_path, rankings_per_prompt=3, **settings), some_items(2)
+    with closing(Answers(answers_path(config))) as answers:
+        for item, count in zip(items, counts, strict=True):
+            for name in ("Ada", "Ben", "Cy")[:count]:
+                answers.add(event(int(item is items[1]), name, item))
+    missing = missing_words(config, items)
+    assert missing.startswith(words) if words else not missing
+
+
+def test_a_prompt_that_all_have_skipped_is_not_waited_for(tmp_path: Path) -> None:
+    settings = {"rankings_per_prompt": 3, "min_rankings_per_prompt": 1}
+    config, items = config_of(tmp_path, **settings), some_items(2)
+    with closing(Answers(answers_path(config))) as answers:
+        answers.add(event(0, "Ada", items[0]))
+        for name in ("Ada", "Ben", "Cy"):
+            assert "1 prompts with fewer than 1" in missing_words(config, items)
+            skip = {"kind": "skip", "levels": (), "reason": "harmful"}
+            answers.add(event(1, name, items[1], **skip))
+    assert missing_words(config, items) == ""
