@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export DO_NOT_TRACK = 1
 
 # The work pool that deployments go to, and its type: process, docker or kubernetes.
 POOL ?= rlhf
