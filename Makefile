@@ -5,6 +5,7 @@ READY := .venv/.ready
 
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
+export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS = 120
 
 # The work pool that deployments go to, and its type: process, docker or kubernetes.
 POOL ?= rlhf

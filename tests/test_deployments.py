@@ -224,6 +224,26 @@ def test_schedules_and_limits(deployed: Server) -> None:
     assert schedule["schedule"]["interval"] == 86400
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_fresh_machine_deploys_without_a_server(tmp_path: Path) -> None:
+    """Prefect starts one for as long as the command takes, and gives up after 20 seconds."""
+    ours = ("RLHF_HOME", "PREFECT_HOME", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    fresh = Server("", {**environment, "HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}, tmp_path)
+    make = ("make", "-o", ".venv/.ready", f"BIN={BIN}")
+    done = fresh.command(*make, "deploy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / ".prefect" / "prefect.db").exists()
+    done = fresh.command(
+        *make,
+        "--eval",
+        "seconds:; @printenv PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS",
+        "seconds",
+    )
+    assert done.stdout.split() == ["120"]
+
+
 @pytest.mark.parametrize(
     ("deployment", "recipe", "overrides"),
     [("demo", "demo", []), ("e2e", "e2e", []), ("nightly", "demo", ["name=nightly"])],
