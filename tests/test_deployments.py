@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -24,9 +26,12 @@ import yaml
 from test_flow import TINY
 
 from flows.deployment import read_recipe
+from rlhf_core.checkpoint import load_state
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
 from rlhf_core.recipe import load_config
+
+pytestmark = pytest.mark.timeout(900)
 
 PROJECT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -41,6 +46,8 @@ DEPLOYMENTS = {
 START_SECONDS = 120
 RUN_SECONDS = 240
 """Upper bounds on a busy machine."""
+CANCEL_SECONDS = 15
+"""From the button to the end of the last process."""
 
 
 class Server(NamedTuple):
@@ -69,6 +76,11 @@ class Server(NamedTuple):
     def of_run(self, what: str, run_id: str) -> list[dict[str, Any]]:
         return self.filter(what, flow_runs={"id": {"any_": [run_id]}})
 
+    def log_lines(self, run_id: str) -> list[str]:
+        """What our code has said in a run."""
+        logs = self.filter("logs", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
+        return [one["message"] for one in logs if one["name"].startswith("rlhf")]
+
     def deployment(self, name: str) -> dict[str, Any]:
         answer = self.ask("GET", f"/deployments/name/{name}")
         assert answer.status_code == 200, answer.text
@@ -83,6 +95,12 @@ class Server(NamedTuple):
         answer = self.create_run(name, parameters)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
+
+    def set_state(self, run_id: str, kind: str, name: str) -> None:
+        """As the buttons of Prefect's UI do."""
+        state = {"type": kind, "name": name}
+        answer = self.post(f"/flow_runs/{run_id}/set_state", state=state, force=False)
+        assert answer.json()["status"] == "ACCEPT", answer.text
 
     def run(self, run_id: str) -> dict[str, Any]:
         return dict(self.ask("GET", f"/flow_runs/{run_id}").json())
@@ -130,6 +148,21 @@ def process(words: Sequence[str], log: Path, environment: dict[str, str]) -> Ite
         except subprocess.TimeoutExpired:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
+
+
+def children(process_id: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    mine = [pid for pid, parent in pairs if parent == process_id]
+    return [*mine, *(pid for child in mine for pid in children(child))]
+
+
+def alive(process_ids: Sequence[int]) -> list[int]:
+    """Those that run; one that has ended and that nobody has asked for its end does not."""
+    words = ["ps", "-o", "pid=,stat=", "-p", ",".join(map(str, process_ids))]
+    listed = subprocess.run(words, capture_output=True, text=True).stdout
+    states = dict(line.split() for line in listed.splitlines())
+    return [int(pid) for pid, state in states.items() if not state.startswith("Z")]
 
 
 @contextmanager
@@ -225,7 +258,6 @@ def test_schedules_and_limits(deployed: Server) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_fresh_machine_deploys_without_a_server(tmp_path: Path) -> None:
     """Prefect starts one for as long as the command takes, and gives up after 20 seconds."""
     ours = ("RLHF_HOME", "PREFECT_HOME", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS")
@@ -554,8 +586,7 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
         assert progress["data"] == 100
     assert "3/3 updates" in artifacts["ppo-progress"]["description"]
     assert {"report", "annotators", "evaluation", "samples", "lineage"} <= set(artifacts)
-    logs = worker.filter("logs", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
-    ours = [one["message"] for one in logs if one["name"].startswith("rlhf")]
+    ours = worker.log_lines(run_id)
     assert any(line.startswith("[ 8/10] ppo") for line in ours)
     assert any(line.startswith("PPO: 3/3 updates") for line in ours)
     assert len(ours) == len(set(ours))
@@ -640,6 +671,89 @@ def test_a_second_night_does_not_start_while_the_first_runs(worker: Server, tmp_
     assert worker.wait(second)["state_type"] == "CANCELLED"
     assert worker.run(first)["state_type"] == "RUNNING"
     assert worker.wait(first)["state_type"] == "COMPLETED"
+
+
+def eventually(what: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
+    """What it says, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (said := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return said
+
+
+@pytest.fixture
+def copy_of_finished(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the finished run's folder."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy", symlinks=True))
+
+
+def cancel(server: Server, run_id: str) -> list[int]:
+    """As the button Cancel does; returns the run's processes, none of which is left."""
+    main = int(server.run(run_id)["infrastructure_pid"].rpartition(":")[2])
+    process_ids = [main, *children(main)]
+    assert alive(process_ids) == sorted(process_ids)
+    server.set_state(run_id, "CANCELLING", "Cancelling")
+    eventually(lambda: not alive(process_ids), CANCEL_SECONDS)
+    assert server.wait(run_id)["state_type"] == "CANCELLED"
+    return process_ids
+
+
+@pytest.mark.slow
+def test_a_cancelled_training_writes_a_checkpoint_and_goes_on_from_it(
+    worker: Server, copy_of_finished: Path
+) -> None:
+    """The only checkpoint is the one that the cancellation writes."""
+    folder = copy_of_finished
+    config = tiny(folder, ppo={**TINY["ppo"], "updates": 2000, "checkpoint_every": 10_000})
+
+    def trains(run_id: str) -> Any:
+        found = {one["key"]: one for one in worker.of_run("artifacts", run_id)}
+        return re.match(r"PPO: [1-9]", found.get("ppo-progress", {}).get("description", ""))
+
+    run_id = worker.start_run("rlhf/demo", {"config": config})
+    eventually(lambda: trains(run_id))
+    assert not list(folder.glob("artifacts/_work/ppo-*/state.safetensors"))
+    cancel(worker, run_id)
+    (written,) = folder.glob("artifacts/_work/ppo-*/state.safetensors")
+    saved = load_state(written.parent)
+    assert saved is not None
+    assert saved[1]["update"] > 0
+    again = worker.start_run("rlhf/demo", {"config": config})
+    eventually(lambda: trains(again))
+    cancel(worker, again)
+    assert f"the training goes on after update {saved[1]['update']} of 2000" in worker.log_lines(
+        again
+    )
+    went_on = load_state(written.parent)
+    assert went_on is not None
+    assert went_on[1]["update"] > saved[1]["update"]
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_takes_its_workers_with_it_and_keeps_their_shards(
+    worker: Server, copy_of_finished: Path
+) -> None:
+    folder = copy_of_finished
+    sample = {**TINY["sample"], "max_prompts": 40, "shard_prompts": 1, "samples_per_prompt": 32}
+    config = tiny(
+        folder,
+        sample={**sample, "max_new_tokens": 64},
+        runtime={**TINY["runtime"], "workers": 2, "runner": "process"},
+    )
+
+    def shards() -> dict[str, int]:
+        found = folder.glob("artifacts/_work/sample-*/*.parquet")
+        return {path.name: path.stat().st_mtime_ns for path in found}
+
+    run_id = worker.start_run("rlhf/demo", {"config": config})
+    eventually(shards)
+    assert len(cancel(worker, run_id)) > 2
+    kept = shards()
+    again = worker.start_run("rlhf/demo", {"config": config})
+    eventually(lambda: len(shards()) > len(kept))
+    cancel(worker, again)
+    assert kept.items() <= shards().items()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from test_deployments import (
     PROJECT,
     START_SECONDS,
     Server,
+    children,
     process,
     started_server,
     tiny,
@@ -150,13 +151,6 @@ def test_a_suspended_run_is_ranked_and_goes_on_by_itself(deployed: Server, tmp_p
     rankings = open_store(run.config).open_table(run.results["feedback"].tables["rankings"])
     assert len(rankings) == count
     assert set(rankings["annotator"]) == set(PEOPLE)
-
-
-def children(process_id: int) -> list[int]:
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-    mine = [pid for pid, parent in pairs if parent == process_id]
-    return [*mine, *(pid for child in mine for pid in children(child))]
 
 
 def kill(started: "subprocess.Popen[Any]") -> None:
