@@ -104,6 +104,11 @@ class Server(NamedTuple):
 
     def run(self, run_id: str) -> dict[str, Any]:
         return dict(self.ask("GET", f"/flow_runs/{run_id}").json())
+    def last_states(self, run_id: str) -> dict[str, str]:
+        """Step -> name of the state of its last task run."""
+        found = sorted(self.of_run("task_runs", run_id), key=lambda one: one["created"])
+        return {one["name"].partition(" ")[0]: one["state_name"] for one in found}
+
 
     def wait(self, run_id: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
         """The run in its final state."""
@@ -781,3 +786,38 @@ def test_a_laptop_serves_them_without_a_pool(tmp_path: Path) -> None:
             time.sleep(0.3)
         run_id = server.start_run("rlhf/demo", {"config": tiny(tmp_path)})
         assert server.wait(run_id)["state_type"] == "COMPLETED"
+@pytest.mark.slow
+def test_a_failed_run_that_is_retried_goes_on_where_it_was(
+    worker: Server, copy_of_finished: Path, tmp_path: Path
+) -> None:
+    """The scorer's file stays the same; what it needs is missing at first."""
+    scorer, needs = tmp_path / "scorer.py", tmp_path / "needs"
+    scorer.write_text(
+        "from pathlib import Path\n"
+        "def quality(prompt, response):\n"
+        f"    if not Path({str(needs)!r}).exists():\n"
+        "        raise ValueError('the scorer is not ready')\n"
+        "    return float(len(response))\n"
+    )
+    config = tiny(
+        copy_of_finished,
+        ppo={**TINY["ppo"], "kl_coef": 0.3},
+        evaluate={**TINY["evaluate"], "task_metric": f"{scorer}:quality"},
+    )
+    run_id = worker.start_run("rlhf/demo", {"config": config})
+    found = worker.wait(run_id)
+    assert found["state_type"] == "FAILED"
+    assert "the scorer is not ready" in found["state"]["message"]
+    first = worker.last_states(run_id)
+    assert (first["ppo"], first["evaluate"]) == ("Completed", "Failed")
+    needs.touch()
+    worker.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+    eventually(lambda: worker.run(run_id)["state_type"] != "SCHEDULED")
+    found = worker.wait(run_id)
+    assert found["state_type"] == "COMPLETED"
+    assert found["run_count"] == 2
+    second = worker.last_states(run_id)
+    assert (second.pop("evaluate"), second.pop("report")) == ("Completed", "Completed")
+    assert set(second.values()) == {"Cached"}
+
+
