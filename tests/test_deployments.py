@@ -231,6 +231,16 @@ def tiny(folder: Path, **sections: Any) -> dict[str, Any]:
 
 # What is deployed
 
+def deployment_module(name: str) -> Any:
+    """A module of the folder `deployments`."""
+    found = importlib.util.spec_from_file_location(name, PROJECT / "deployments" / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
 
 def test_every_deployment_is_there(deployed: Server) -> None:
     flows = {one["id"]: one["name"] for one in deployed.filter("flows")}
@@ -303,12 +313,7 @@ def test_one_process_serves_the_same_deployments(
     deployed: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(PROJECT)
-    found = importlib.util.spec_from_file_location("serve", PROJECT / "deployments" / "serve.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    served = {one.full_name: one for one in module.deployments()}
+    served = {one.full_name: one for one in deployment_module("serve").deployments()}
     assert set(served) == DEPLOYMENTS
     for name, one in served.items():
         kept = deployed.deployment(name)
@@ -541,6 +546,29 @@ automation.create()
     program = """
 import os
 from prefect import flow
+
+def test_automations_look_at_every_flow_that_is_deployed(deployed: Server) -> None:
+    names = {one["name"] for one in deployed.filter("flows")}
+    assert names == {name.partition("/")[0] for name in DEPLOYMENTS}
+    assert names <= set(deployment_module("automations").FLOWS["prefect.resource.name"])
+
+
+@pytest.mark.slow
+def test_a_local_run_says_to_the_user_s_server_that_it_lives(
+    deployed: Server, copy_of_finished: Path
+) -> None:
+    recipe = copy_of_finished / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny(copy_of_finished, name="lives")))
+    done = deployed.command(sys.executable, "-m", "flows.command", "run", str(recipe))
+    assert done.returncode == 0, done.stderr
+    run = {"name": {"any_": ["lives · seed 0"]}}
+    (found,) = deployed.filter("flow_runs", flow_runs=run)
+    beat = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [f"prefect.flow-run.{found['id']}"]},
+    }
+    eventually(lambda: deployed.post("/events/filter", filter=beat).json()["total"])
+
 
 @flow(name="rlhf")
 def dies():
