@@ -269,7 +269,7 @@ def test_schedules_and_limits(deployed: Server) -> None:
     assert schedule["schedule"]["timezone"] == "Europe/Berlin"
     assert nightly["global_concurrency_limit"]["limit"] == 1
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
-    assert nightly["parameters"]["config"]["feedback"]["source"] == "simulated"
+    assert nightly["parameters"]["config"]["feedback"]["wait"] == "none"
     (schedule,) = deployed.deployment("rlhf-evaluate/evaluate-only")["schedules"]
     assert schedule["schedule"]["interval"] == 86400
 
@@ -295,7 +295,11 @@ def test_a_fresh_machine_deploys_without_a_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("deployment", "recipe", "overrides"),
-    [("demo", "demo", []), ("e2e", "e2e", []), ("nightly", "demo", ["name=nightly"])],
+    [
+        ("demo", "demo", []),
+        ("e2e", "e2e", []),
+        ("nightly", "demo", ["name=nightly", "feedback.wait=none"]),
+    ],
 )
 def test_a_deployment_has_the_recipe_as_its_default(
     deployed: Server, deployment: str, recipe: str, overrides: list[str]
@@ -309,6 +313,18 @@ def test_a_deployment_has_the_recipe_as_its_default(
 def test_a_recipe_that_is_not_there_is_told() -> None:
     with pytest.raises(InputError, match="nothing: no such recipe"):
         read_recipe("nothing")
+
+def test_the_nightly_recipe_can_be_the_user_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(tiny(tmp_path, seed=5)))
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("RLHF_NIGHTLY", str(recipe))
+    (nightly,) = [one for one in deployment_module("serve").deployments() if one.name == "nightly"]
+    config = nightly.parameters["config"]
+    assert (config["seed"], config["name"], config["feedback"]["wait"]) == (5, "nightly", "none")
+
 
 
 def test_one_process_serves_the_same_deployments(

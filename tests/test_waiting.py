@@ -223,6 +223,39 @@ def test_the_deployment_resume_wakes_who_has_enough(deployed: Server, tmp_path: 
         assert deployed.wait(run_id)["state_type"] == "COMPLETED"
 
 
+def test_every_night_takes_what_people_have_said_until_then(
+    deployed: Server, tmp_path: Path
+) -> None:
+    config = of_people(tmp_path, wait="suspend")  # which `nightly` does not
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(config))
+    make = ("make", "-o", ".venv/.ready", "deploy", f"BIN={BIN}", f"NIGHTLY={recipe}")
+    done = deployed.command(*make)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def night() -> tuple[str, dict[str, str]]:
+        run_id = deployed.start_run("rlhf/nightly", {})
+        said = deployed.wait(run_id)
+        return said["state"]["message"], deployed.last_states(run_id)
+
+    with worker(deployed):
+        message, found = night()
+        assert found["sample"] == "Completed"
+        assert "rankings" in message  # none has come yet
+        night_s = load_config(recipe, ["name=nightly"]).model_dump(mode="json")
+        with ranking_page(deployed, night_s, tmp_path / "rank.log") as links:
+            count = rank_all({"Ada": links["Ada"]}, shortest_first)
+            _, found = night()
+            assert found["report"] == "Completed"
+            count += rank_all({"Ben": links["Ben"]}, shortest_first)
+            _, found = night()
+    before = ("ingest", "pretrain", "sft", "sample")
+    assert {found.pop(step) for step in before} == {"Cached"}
+    assert (found["feedback"], found["rate"]) == ("Completed", "Completed")
+    run = load_run(tmp_path / "runs" / "nightly")
+    assert run.results["feedback"].tables["rankings"].num_rows == count
+
+
 @pytest.mark.parametrize("decided", [False, True])
 def test_a_local_run_pauses_and_shows_the_links(
     deployed: Server, tmp_path: Path, decided: bool
