@@ -65,7 +65,7 @@ def prepare_prefect() -> LocalServer | None:
     """Set Prefect's environment; start a server where the user has none.
 
     Returns:
-        The server that was started, still on its way up.
+        The temporary server, perhaps still on its way up; it stays while this object is there.
     """
     for name, value in PREFECT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
