@@ -272,6 +272,10 @@ def test_schedules_and_limits(deployed: Server) -> None:
     assert nightly["parameters"]["config"]["feedback"]["wait"] == "none"
     (schedule,) = deployed.deployment("rlhf-evaluate/evaluate-only")["schedules"]
     assert schedule["schedule"]["interval"] == 86400
+    (schedule,) = deployed.deployment("rlhf-gc/gc")["schedules"]
+    assert schedule["schedule"]["cron"] == "0 1 * * 0"
+    (schedule,) = deployed.deployment("rlhf-resume/resume")["schedules"]
+    assert schedule["schedule"]["interval"] == 300
 
 
 @pytest.mark.slow
@@ -662,6 +666,7 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
     folder, run_id = finished
     run = worker.run(run_id)
     assert run["name"] == "tiny · seed 0"
+    assert run["parameters"] == {"config": tiny(folder)}
     assert set(run["tags"]) == {"rlhf", "demo"}
     assert (folder / "runs" / "tiny" / "report.html").exists()
     tasks = {one["name"]: one["state_name"] for one in worker.of_run("task_runs", run_id)}
@@ -806,8 +811,13 @@ def test_a_cancelled_training_writes_a_checkpoint_and_goes_on_from_it(
     (written,) = folder.glob("artifacts/_work/ppo-*/state.safetensors")
     saved = load_state(written.parent)
     assert saved is not None
+    def draws(run_id: str) -> bool:
+        found = {one["key"]: one for one in worker.of_run("artifacts", run_id)}
+        return "data:image/png;base64," in found.get("ppo-curves", {}).get("data", "")
+
     assert saved[1]["update"] > 0
     again = worker.start_run("rlhf/demo", {"config": config})
+    eventually(lambda: draws(run_id))
     eventually(lambda: trains(again))
     cancel(worker, again)
     assert f"the training goes on after update {saved[1]['update']} of 2000" in worker.log_lines(
@@ -845,31 +855,6 @@ def test_a_cancelled_run_takes_its_workers_with_it_and_keeps_their_shards(
 
 
 @pytest.mark.slow
-def test_garbage_is_collected_on_a_schedule(worker: Server, finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    left = folder / "artifacts" / "_work" / "sft-0123456789abcdef"
-    left.mkdir(parents=True)
-    (left / "state").write_bytes(bytes(10))
-    parameters = {"paths": tiny(folder)["paths"], "older_than_days": 0, "delete": True}
-    run_id = worker.start_run("rlhf-gc/gc", parameters)
-    assert worker.wait(run_id)["state_type"] == "COMPLETED"
-    assert not left.exists()
-    (artifact,) = [one for one in worker.of_run("artifacts", run_id) if one["key"] == "gc"]
-    assert "_work/sft-0123456789abcdef" in artifact["data"]
-
-
-@pytest.mark.slow
-def test_a_laptop_serves_them_without_a_pool(tmp_path: Path) -> None:
-    words = (sys.executable, "deployments/serve.py")
-    log = tmp_path / "serve.log"
-    with started_server(tmp_path) as server, process(words, log, server.environment):
-        deadline = time.monotonic() + START_SECONDS
-        while len(server.filter("deployments")) < len(DEPLOYMENTS):
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
-        run_id = server.start_run("rlhf/demo", {"config": tiny(tmp_path)})
-        assert server.wait(run_id)["state_type"] == "COMPLETED"
-@pytest.mark.slow
 def test_a_failed_run_that_is_retried_goes_on_where_it_was(
     worker: Server, copy_of_finished: Path, tmp_path: Path
 ) -> None:
@@ -904,3 +889,28 @@ def test_a_failed_run_that_is_retried_goes_on_where_it_was(
     assert set(second.values()) == {"Cached"}
 
 
+@pytest.mark.slow
+def test_garbage_is_collected_on_a_schedule(worker: Server, finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    left = folder / "artifacts" / "_work" / "sft-0123456789abcdef"
+    left.mkdir(parents=True)
+    (left / "state").write_bytes(bytes(10))
+    parameters = {"paths": tiny(folder)["paths"], "older_than_days": 0, "delete": True}
+    run_id = worker.start_run("rlhf-gc/gc", parameters)
+    assert worker.wait(run_id)["state_type"] == "COMPLETED"
+    assert not left.exists()
+    (artifact,) = [one for one in worker.of_run("artifacts", run_id) if one["key"] == "gc"]
+    assert "_work/sft-0123456789abcdef" in artifact["data"]
+
+
+@pytest.mark.slow
+def test_a_laptop_serves_them_without_a_pool(tmp_path: Path) -> None:
+    words = (sys.executable, "deployments/serve.py")
+    log = tmp_path / "serve.log"
+    with started_server(tmp_path) as server, process(words, log, server.environment):
+        deadline = time.monotonic() + START_SECONDS
+        while len(server.filter("deployments")) < len(DEPLOYMENTS):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        run_id = server.start_run("rlhf/demo", {"config": tiny(tmp_path)})
+        assert server.wait(run_id)["state_type"] == "COMPLETED"
