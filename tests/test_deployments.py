@@ -88,13 +88,13 @@ class Server(NamedTuple):
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
-    def create_run(self, name: str, parameters: dict[str, Any]) -> httpx.Response:
+    def create_run(self, name: str, parameters: dict[str, Any], **more: Any) -> httpx.Response:
         path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
-        return self.post(path, parameters=parameters)
+        return self.post(path, parameters=parameters, **more)
 
-    def start_run(self, name: str, parameters: dict[str, Any]) -> str:
+    def start_run(self, name: str, parameters: dict[str, Any], **more: Any) -> str:
         """The id of a run that the server has taken."""
-        answer = self.create_run(name, parameters)
+        answer = self.create_run(name, parameters, **more)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
@@ -104,13 +104,13 @@ class Server(NamedTuple):
         answer = self.post(f"/flow_runs/{run_id}/set_state", state=state, force=False)
         assert answer.json()["status"] == "ACCEPT", answer.text
 
-    def run(self, run_id: str) -> dict[str, Any]:
-        return dict(self.ask("GET", f"/flow_runs/{run_id}").json())
     def last_states(self, run_id: str) -> dict[str, str]:
         """Step -> name of the state of its last task run."""
         found = sorted(self.of_run("task_runs", run_id), key=lambda one: one["created"])
         return {one["name"].partition(" ")[0]: one["state_name"] for one in found}
 
+    def run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.ask("GET", f"/flow_runs/{run_id}").json())
 
     def wait(self, run_id: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
         """The run in its final state."""
@@ -231,8 +231,6 @@ def tiny(folder: Path, **sections: Any) -> dict[str, Any]:
     return {**TINY, "paths": paths, **sections}
 
 
-# What is deployed
-
 def deployment_module(name: str) -> Any:
     """A module of the folder `deployments`."""
     found = importlib.util.spec_from_file_location(name, PROJECT / "deployments" / f"{name}.py")
@@ -242,6 +240,8 @@ def deployment_module(name: str) -> Any:
     found.loader.exec_module(module)
     return module
 
+
+# What is deployed
 
 
 def test_every_deployment_is_there(deployed: Server) -> None:
@@ -314,10 +314,6 @@ def test_a_deployment_has_the_recipe_as_its_default(
     assert kept == wanted.model_dump(mode="json")  # every field, for the form shows what is there
 
 
-def test_a_recipe_that_is_not_there_is_told() -> None:
-    with pytest.raises(InputError, match="nothing: no such recipe"):
-        read_recipe("nothing")
-
 def test_the_nightly_recipe_can_be_the_user_s_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +325,10 @@ def test_the_nightly_recipe_can_be_the_user_s_own(
     config = nightly.parameters["config"]
     assert (config["seed"], config["name"], config["feedback"]["wait"]) == (5, "nightly", "none")
 
+
+def test_a_recipe_that_is_not_there_is_told() -> None:
+    with pytest.raises(InputError, match="nothing: no such recipe"):
+        read_recipe("nothing")
 
 
 def test_one_process_serves_the_same_deployments(
@@ -446,26 +446,6 @@ def test_no_container_runs_as_root() -> None:
     assert pod["securityContext"]["runAsNonRoot"]
 
 
-# Doctor and automations
-
-
-def doctor(server: Server, *words: str, **environment: str) -> tuple[int, dict[str, str]]:
-    command = (sys.executable, "-m", "flows.command", "doctor", *words)
-    done = server.command(*command, **environment)
-    assert done.stderr == ""
-    lines = [line.split(None, 1) for line in done.stdout.splitlines()]
-    return done.returncode, {rest: verdict for verdict, rest in lines}
-
-
-def verdict(findings: dict[str, str], what: str) -> tuple[str, str]:
-    (found,) = [(v, says) for says, v in findings.items() if says.startswith(what)]
-    return found
-
-
-def test_doctor_knows_the_server_and_its_pool(deployed: Server, tmp_path: Path) -> None:
-    code, findings = doctor(deployed, "--root", str(tmp_path), "--runs", str(tmp_path))
-    assert code == 0
-    for what in ("packages", "device", "paths.root", "paths.runs", "server", "work pool"):
 def test_the_dockerfile_has_nothing_to_criticise() -> None:
     hadolint = shutil.which("hadolint")
     if hadolint is None:
@@ -503,6 +483,26 @@ def test_a_cluster_would_take_the_worker_and_its_jobs() -> None:
     assert pod["containers"][0]["image"] == container["image"]
 
 
+# Doctor and automations
+
+
+def doctor(server: Server, *words: str, **environment: str) -> tuple[int, dict[str, str]]:
+    command = (sys.executable, "-m", "flows.command", "doctor", *words)
+    done = server.command(*command, **environment)
+    assert done.stderr == ""
+    lines = [line.split(None, 1) for line in done.stdout.splitlines()]
+    return done.returncode, {rest: verdict for verdict, rest in lines}
+
+
+def verdict(findings: dict[str, str], what: str) -> tuple[str, str]:
+    (found,) = [(v, says) for says, v in findings.items() if says.startswith(what)]
+    return found
+
+
+def test_doctor_knows_the_server_and_its_pool(deployed: Server, tmp_path: Path) -> None:
+    code, findings = doctor(deployed, "--root", str(tmp_path), "--runs", str(tmp_path))
+    assert code == 0
+    for what in ("packages", "device", "paths.root", "paths.runs", "server", "work pool"):
         assert verdict(findings, what)[0] == "ok"
     assert "deployment nightly 0/1" in verdict(findings, "limits")[1]
     code, findings = doctor(deployed, "--pool", "elsewhere")
@@ -545,6 +545,29 @@ def test_automations_are_saved_once(deployed: Server) -> None:
     done = deployed.command(sys.executable, "deployments/automations.py", "--notify", "x/y")
     assert done.returncode == 2
     assert "x/y: no such block" in done.stderr
+
+
+def test_automations_look_at_every_flow_that_is_deployed(deployed: Server) -> None:
+    names = {one["name"] for one in deployed.filter("flows")}
+    assert names == {name.partition("/")[0] for name in DEPLOYMENTS}
+    assert names <= set(deployment_module("automations").FLOWS["prefect.resource.name"])
+
+
+@pytest.mark.slow
+def test_a_local_run_says_to_the_user_s_server_that_it_lives(
+    deployed: Server, copy_of_finished: Path
+) -> None:
+    recipe = copy_of_finished / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny(copy_of_finished, name="lives")))
+    done = deployed.command(sys.executable, "-m", "flows.command", "run", str(recipe))
+    assert done.returncode == 0, done.stderr
+    run = {"name": {"any_": ["lives · seed 0"]}}
+    (found,) = deployed.filter("flow_runs", flow_runs=run)
+    beat = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [f"prefect.flow-run.{found['id']}"]},
+    }
+    eventually(lambda: deployed.post("/events/filter", filter=beat).json()["total"])
 
 
 @pytest.mark.slow
@@ -605,29 +628,6 @@ automation.create()
     program = """
 import os
 from prefect import flow
-
-def test_automations_look_at_every_flow_that_is_deployed(deployed: Server) -> None:
-    names = {one["name"] for one in deployed.filter("flows")}
-    assert names == {name.partition("/")[0] for name in DEPLOYMENTS}
-    assert names <= set(deployment_module("automations").FLOWS["prefect.resource.name"])
-
-
-@pytest.mark.slow
-def test_a_local_run_says_to_the_user_s_server_that_it_lives(
-    deployed: Server, copy_of_finished: Path
-) -> None:
-    recipe = copy_of_finished / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(tiny(copy_of_finished, name="lives")))
-    done = deployed.command(sys.executable, "-m", "flows.command", "run", str(recipe))
-    assert done.returncode == 0, done.stderr
-    run = {"name": {"any_": ["lives · seed 0"]}}
-    (found,) = deployed.filter("flow_runs", flow_runs=run)
-    beat = {
-        "event": {"name": ["prefect.flow-run.heartbeat"]},
-        "resource": {"id": [f"prefect.flow-run.{found['id']}"]},
-    }
-    eventually(lambda: deployed.post("/events/filter", filter=beat).json()["total"])
-
 
 @flow(name="rlhf")
 def dies():
@@ -781,9 +781,16 @@ def copy_of_finished(finished: tuple[Path, str], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "copy", symlinks=True))
 
 
+def process_id(server: Server, run_id: str) -> int | None:
+    """Of a run, once the worker has told it."""
+    told = server.run(run_id)["infrastructure_pid"]
+    return int(told.rpartition(":")[2]) if told else None
+
+
 def cancel(server: Server, run_id: str) -> list[int]:
     """As the button Cancel does; returns the run's processes, none of which is left."""
-    main = int(server.run(run_id)["infrastructure_pid"].rpartition(":")[2])
+    main = process_id(server, run_id)
+    assert main is not None
     process_ids = [main, *children(main)]
     assert alive(process_ids) == sorted(process_ids)
     server.set_state(run_id, "CANCELLING", "Cancelling")
@@ -804,20 +811,20 @@ def test_a_cancelled_training_writes_a_checkpoint_and_goes_on_from_it(
         found = {one["key"]: one for one in worker.of_run("artifacts", run_id)}
         return re.match(r"PPO: [1-9]", found.get("ppo-progress", {}).get("description", ""))
 
+    def draws(run_id: str) -> bool:
+        found = {one["key"]: one for one in worker.of_run("artifacts", run_id)}
+        return "data:image/png;base64," in found.get("ppo-curves", {}).get("data", "")
+
     run_id = worker.start_run("rlhf/demo", {"config": config})
     eventually(lambda: trains(run_id))
+    eventually(lambda: draws(run_id))
     assert not list(folder.glob("artifacts/_work/ppo-*/state.safetensors"))
     cancel(worker, run_id)
     (written,) = folder.glob("artifacts/_work/ppo-*/state.safetensors")
     saved = load_state(written.parent)
     assert saved is not None
-    def draws(run_id: str) -> bool:
-        found = {one["key"]: one for one in worker.of_run("artifacts", run_id)}
-        return "data:image/png;base64," in found.get("ppo-curves", {}).get("data", "")
-
     assert saved[1]["update"] > 0
     again = worker.start_run("rlhf/demo", {"config": config})
-    eventually(lambda: draws(run_id))
     eventually(lambda: trains(again))
     cancel(worker, again)
     assert f"the training goes on after update {saved[1]['update']} of 2000" in worker.log_lines(
@@ -887,6 +894,29 @@ def test_a_failed_run_that_is_retried_goes_on_where_it_was(
     second = worker.last_states(run_id)
     assert (second.pop("evaluate"), second.pop("report")) == ("Completed", "Completed")
     assert set(second.values()) == {"Cached"}
+
+
+@pytest.mark.slow
+def test_a_run_has_the_threads_and_the_memory_of_its_job_variables(
+    worker: Server, copy_of_finished: Path
+) -> None:
+    config = tiny(
+        copy_of_finished,
+        runtime={**TINY["runtime"], "threads": 0},
+        evaluate={**TINY["evaluate"], "max_prompts": 5},
+    )
+    variables = {"threads": 1, "memory_gib": 6}  # the deployment says 4 and 8
+    run_id = worker.start_run("rlhf/demo", {"config": config}, job_variables=variables)
+    limits = Path("/proc", str(eventually(lambda: process_id(worker, run_id))), "limits")
+    eventually(lambda: f"Max data size {6 << 30} {6 << 30} bytes" in squeezed(limits.read_text()))
+    assert worker.wait(run_id)["state_type"] == "COMPLETED"
+    manifests = copy_of_finished.glob("artifacts/evaluate-*/manifest.json")
+    newest = max(manifests, key=lambda path: path.stat().st_mtime)
+    assert json.loads(newest.read_text())["hardware"]["threads"] == 1
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
 
 
 @pytest.mark.slow
