@@ -4,15 +4,20 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS = 120
 
 # The work pool that deployments go to, and its type: process, docker or kubernetes.
 POOL ?= rlhf
 POOL_TYPE ?= process
+# The recipe of the deployment nightly.
+export RLHF_NIGHTLY = $(NIGHTLY)
+NIGHTLY ?= demo
 STUDIO_PORT ?= 8080
 TEMPLATE := --base-job-template deployments/pools/$(POOL_TYPE).json
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo e2e deploy worker serve automations test proofs browser label-studio label-studio-test screenshots chaos fuzz mutants check bench claims ablation help clean
+.PHONY: setup extras demo e2e deploy worker serve automations test proofs browser label-studio label-studio-test screenshots chaos fuzz mutants check bench claims ablation help clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -53,6 +58,12 @@ test: $(READY) ## the tests
 
 proofs: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --ignore tests/test_chaos.py --ignore tests/test_damage.py
+
+extras: $(READY) ## the tests of Dask, Ray, TensorBoard, MLflow and the containers' files (installs them)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[dask,ray,tensorboard,mlflow,lint]'
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m "slow or not slow" tests/test_spread.py tests/test_tracking.py
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -k "dockerfile or cluster" tests/test_deployments.py
 
 browser: $(READY) ## the ranking page in a real browser (needs Chromium and chromedriver)
 	$(BIN)/python -m pytest -m browser

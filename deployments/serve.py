@@ -31,7 +31,7 @@ def _deployment(described: dict[str, Any]) -> RunnerDeployment:
     for step in described.get("build", []):
         ((function, inputs),) = step.items()
         name = inputs.pop("id")
-        outputs[name] = import_object(function)(**inputs)
+        outputs[name] = import_object(function)(**apply_values(inputs, {}))
     limit = described.get("concurrency_limit")
     made = load_flow_from_entrypoint(described["entrypoint"]).to_deployment(
         described["name"],

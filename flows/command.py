@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a fault, 2 the user's input, 3 the gate, 130 interrupted.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,6 +25,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "deployments" / "configs"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # read as Prefect is imported, with a notice if not
     try:
         return int(options.run(options))
     except InputError as error:

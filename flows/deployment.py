@@ -11,7 +11,7 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A build step of Prefect: a recipe as the default of a deployment's parameter.
 
     Args:
-        recipe: a YAML file, or the name of one that ships with the project.
+        recipe: a YAML file, or the name of one that ships with the project; empty for `demo`.
         overrides: as `rlhf run --set` takes them, such as `ppo.kl_coef=0.1`.
 
     Returns:
@@ -20,5 +20,5 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         InputError: there is no such recipe, or it is not a valid one.
     """
-    config = load_config(find_recipe(recipe), list(overrides))
+    config = load_config(find_recipe(recipe or "demo"), list(overrides))
     return {"config": config.model_dump(mode="json")}

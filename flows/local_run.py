@@ -65,7 +65,7 @@ def prepare_prefect() -> LocalServer | None:
     """Set Prefect's environment; start a server where the user has none.
 
     Returns:
-        The server that was started, still on its way up.
+        The temporary server, perhaps still on its way up; it stays while this object is there.
     """
     for name, value in PREFECT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -92,11 +92,12 @@ def _run_flow(
 
     show_logs()
     verify_all(verify)
-    # The heartbeat tells a worker's runs from dead ones; here it would cost a second at the end.
-    settings: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    settings: dict[Any, Any] = {}
     if refresh:
         settings[PREFECT_TASKS_REFRESH_CACHE] = True
     if server is not None:
+        # Nobody there listens to the heartbeat, which costs a second at the end.
+        settings[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
         server.wait()
     with temporary_settings(settings):
         try:

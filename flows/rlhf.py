@@ -5,7 +5,10 @@ Every step is looked up by the content of its inputs first, so a flow that start
 whatever reason, goes on where it was.
 """
 
-from prefect import flow
+from prefect import flow, runtime
+from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
+from prefect.states import Cancelled
 
 from flows.journal import Journal, RunSummary, Walker, log
 from rlhf_core.config import PipelineConfig
@@ -76,10 +79,23 @@ def rlhf_pipeline(config: PipelineConfig) -> RunSummary:
                 if passes == MAX_PASSES:
                     raise
                 log.info("going through the steps again; those that are whole return at once")
+            except TerminationSignal:
+                # Prefect asks what a SIGTERM is for only while its own handler is in place, and a
+                # training loop has put its own there: a cancelled run would be a crashed one.
+                if not _is_being_cancelled():
+                    raise
+                message = "Cancelled; the next run goes on from where this one was."
+                return Cancelled(message=message)  # type: ignore[return-value]  # Prefect's way
     summary = journal.summary()
     if journal.stopped:
         raise PpoNotStarted(summary.gate_reason, summary)
     return summary
+
+
+def _is_being_cancelled() -> bool:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(runtime.flow_run.id).state
+    return state is not None and state.is_cancelling()
 
 
 def chain(config: PipelineConfig, journal: Walker) -> None:

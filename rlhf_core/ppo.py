@@ -8,6 +8,7 @@ EOS and nothing behind it counts; PAD is never EOS; a missing EOS costs a penalt
 score; old logprobs come from the training forward pass, in the micro-batches of the update.
 """
 
+import logging
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -46,6 +47,8 @@ from rlhf_core.runtime import (
 )
 from rlhf_core.scoring import batches, penalised_scores
 from rlhf_core.tokens import Batch
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def train_ppo(
         generator=torch.Generator(models.device).manual_seed(seed),
         best_weights=cpu_copy(lm),
     )
+    if state.update:
+        _log.info("the training goes on after update %d of %d", state.update, settings.updates)
 
     def look_at_heldout() -> HeldoutLook:
         found = look(

@@ -1,6 +1,7 @@
 """What next-token training and the reward model's training share: the optimizer with its schedule,
 averaged weights, metrics, and the checkpoint between two steps."""
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ from rlhf_core.runtime import (
     build_optimizer,
     linear_schedule,
 )
+
+_log = logging.getLogger(__name__)
 
 
 class SupervisedTraining:
@@ -145,3 +148,4 @@ class SupervisedTraining:
         restore_random_states(tensors, state["random"])
         self.step, self.recent = state["step"], state["recent"]
         self.metrics = [(int(step), name, value) for step, name, value in state["metrics"]]
+        _log.info("the training goes on after step %d of %d", self.step, self.total_steps)

@@ -236,7 +236,8 @@ class Step:
         run = StepRun(self.name, key, config, store, out, ingredients.external)
         began, started = datetime.now(UTC), time.monotonic()
         try:
-            self.body(run, **call.inputs)
+            with self._gpu_slot(call.config):
+                self.body(run, **call.inputs)
             if not self._is_unchanged(call.config, ingredients.external):
                 raise InputError(
                     f"a file that step {self.name} reads has changed meanwhile; run again"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Literal
 
 import httpx
 import pytest
+from prefect._internal.analytics.ci_detection import CI_ENV_VARS
 from rich.console import Console
 
 from flows import command, local_server
@@ -26,6 +28,7 @@ from tasks import progress as progress_module
 from tasks import step as steps
 from tasks.progress import progress
 
+PROJECT = Path(__file__).resolve().parents[1]
 HELP_SECONDS = 5.0
 """0.2 s on an idle machine; a heavy import costs more than this on a busy one."""
 
@@ -332,6 +335,32 @@ def test_a_server_of_the_user_is_used(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "home" / "profiles.toml").unlink()
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     assert local_server.server_is_configured()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("{python} -c 'import prefect'", True),  # so that the others prove something
+        ("{python} -m flows.command doctor", False),
+        ("make -o .venv/.ready automations BIN={bin}", False),
+    ],
+)
+def test_prefect_s_notice_is_not_shown(words: str, shown: bool, tmp_path: Path) -> None:
+    """On a terminal, with an empty home."""
+    python = Path(sys.executable)
+    ours = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", *CI_ENV_VARS)
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment |= {"HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(
+        ["script", "-qc", words.format(python=python, bin=python.parent), "/dev/null"],
+        cwd=PROJECT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert ("collects anonymous usage data" in done.stdout) == shown
+    assert (tmp_path / ".prefect" / ".sdk_telemetry").exists() == shown
 
 
 def test_progress_writes_lines_where_there_is_no_terminal(

@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,12 +24,16 @@ import httpx
 import prefect.server.api
 import pytest
 import yaml
+from prefect.utilities.templating import apply_values
 from test_flow import TINY
 
 from flows.deployment import read_recipe
+from rlhf_core.checkpoint import load_state
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import InputError
 from rlhf_core.recipe import load_config
+
+pytestmark = pytest.mark.timeout(900)
 
 PROJECT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -41,6 +48,8 @@ DEPLOYMENTS = {
 START_SECONDS = 120
 RUN_SECONDS = 240
 """Upper bounds on a busy machine."""
+CANCEL_SECONDS = 15
+"""From the button to the end of the last process."""
 
 
 class Server(NamedTuple):
@@ -69,20 +78,36 @@ class Server(NamedTuple):
     def of_run(self, what: str, run_id: str) -> list[dict[str, Any]]:
         return self.filter(what, flow_runs={"id": {"any_": [run_id]}})
 
+    def log_lines(self, run_id: str) -> list[str]:
+        """What our code has said in a run."""
+        logs = self.filter("logs", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
+        return [one["message"] for one in logs if one["name"].startswith("rlhf")]
+
     def deployment(self, name: str) -> dict[str, Any]:
         answer = self.ask("GET", f"/deployments/name/{name}")
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
-    def create_run(self, name: str, parameters: dict[str, Any]) -> httpx.Response:
+    def create_run(self, name: str, parameters: dict[str, Any], **more: Any) -> httpx.Response:
         path = f"/deployments/{self.deployment(name)['id']}/create_flow_run"
-        return self.post(path, parameters=parameters)
+        return self.post(path, parameters=parameters, **more)
 
-    def start_run(self, name: str, parameters: dict[str, Any]) -> str:
+    def start_run(self, name: str, parameters: dict[str, Any], **more: Any) -> str:
         """The id of a run that the server has taken."""
-        answer = self.create_run(name, parameters)
+        answer = self.create_run(name, parameters, **more)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
+
+    def set_state(self, run_id: str, kind: str, name: str) -> None:
+        """As the buttons of Prefect's UI do."""
+        state = {"type": kind, "name": name}
+        answer = self.post(f"/flow_runs/{run_id}/set_state", state=state, force=False)
+        assert answer.json()["status"] == "ACCEPT", answer.text
+
+    def last_states(self, run_id: str) -> dict[str, str]:
+        """Step -> name of the state of its last task run."""
+        found = sorted(self.of_run("task_runs", run_id), key=lambda one: one["created"])
+        return {one["name"].partition(" ")[0]: one["state_name"] for one in found}
 
     def run(self, run_id: str) -> dict[str, Any]:
         return dict(self.ask("GET", f"/flow_runs/{run_id}").json())
@@ -130,6 +155,21 @@ def process(words: Sequence[str], log: Path, environment: dict[str, str]) -> Ite
         except subprocess.TimeoutExpired:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
+
+
+def children(process_id: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    mine = [pid for pid, parent in pairs if parent == process_id]
+    return [*mine, *(pid for child in mine for pid in children(child))]
+
+
+def alive(process_ids: Sequence[int]) -> list[int]:
+    """Those that run; one that has ended and that nobody has asked for its end does not."""
+    words = ["ps", "-o", "pid=,stat=", "-p", ",".join(map(str, process_ids))]
+    listed = subprocess.run(words, capture_output=True, text=True).stdout
+    states = dict(line.split() for line in listed.splitlines())
+    return [int(pid) for pid, state in states.items() if not state.startswith("Z")]
 
 
 @contextmanager
@@ -191,6 +231,16 @@ def tiny(folder: Path, **sections: Any) -> dict[str, Any]:
     return {**TINY, "paths": paths, **sections}
 
 
+def deployment_module(name: str) -> Any:
+    """A module of the folder `deployments`."""
+    found = importlib.util.spec_from_file_location(name, PROJECT / "deployments" / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
 # What is deployed
 
 
@@ -219,14 +269,41 @@ def test_schedules_and_limits(deployed: Server) -> None:
     assert schedule["schedule"]["timezone"] == "Europe/Berlin"
     assert nightly["global_concurrency_limit"]["limit"] == 1
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
-    assert nightly["parameters"]["config"]["feedback"]["source"] == "simulated"
+    assert nightly["parameters"]["config"]["feedback"]["wait"] == "none"
     (schedule,) = deployed.deployment("rlhf-evaluate/evaluate-only")["schedules"]
     assert schedule["schedule"]["interval"] == 86400
+    (schedule,) = deployed.deployment("rlhf-gc/gc")["schedules"]
+    assert schedule["schedule"]["cron"] == "0 1 * * 0"
+    (schedule,) = deployed.deployment("rlhf-resume/resume")["schedules"]
+    assert schedule["schedule"]["interval"] == 300
+
+
+@pytest.mark.slow
+def test_a_fresh_machine_deploys_without_a_server(tmp_path: Path) -> None:
+    """Prefect starts one for as long as the command takes, and gives up after 20 seconds."""
+    ours = ("RLHF_HOME", "PREFECT_HOME", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    fresh = Server("", {**environment, "HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}, tmp_path)
+    make = ("make", "-o", ".venv/.ready", f"BIN={BIN}")
+    done = fresh.command(*make, "deploy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / ".prefect" / "prefect.db").exists()
+    done = fresh.command(
+        *make,
+        "--eval",
+        "seconds:; @printenv PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS",
+        "seconds",
+    )
+    assert done.stdout.split() == ["120"]
 
 
 @pytest.mark.parametrize(
     ("deployment", "recipe", "overrides"),
-    [("demo", "demo", []), ("e2e", "e2e", []), ("nightly", "demo", ["name=nightly"])],
+    [
+        ("demo", "demo", []),
+        ("e2e", "e2e", []),
+        ("nightly", "demo", ["name=nightly", "feedback.wait=none"]),
+    ],
 )
 def test_a_deployment_has_the_recipe_as_its_default(
     deployed: Server, deployment: str, recipe: str, overrides: list[str]
@@ -235,6 +312,18 @@ def test_a_deployment_has_the_recipe_as_its_default(
     wanted = load_config(PROJECT / "deployments" / "configs" / f"{recipe}.yaml", overrides)
     assert PipelineConfig.model_validate(kept) == wanted
     assert kept == wanted.model_dump(mode="json")  # every field, for the form shows what is there
+
+
+def test_the_nightly_recipe_can_be_the_user_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(tiny(tmp_path, seed=5)))
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("RLHF_NIGHTLY", str(recipe))
+    (nightly,) = [one for one in deployment_module("serve").deployments() if one.name == "nightly"]
+    config = nightly.parameters["config"]
+    assert (config["seed"], config["name"], config["feedback"]["wait"]) == (5, "nightly", "none")
 
 
 def test_a_recipe_that_is_not_there_is_told() -> None:
@@ -246,12 +335,7 @@ def test_one_process_serves_the_same_deployments(
     deployed: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(PROJECT)
-    found = importlib.util.spec_from_file_location("serve", PROJECT / "deployments" / "serve.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    served = {one.full_name: one for one in module.deployments()}
+    served = {one.full_name: one for one in deployment_module("serve").deployments()}
     assert set(served) == DEPLOYMENTS
     for name, one in served.items():
         kept = deployed.deployment(name)
@@ -353,13 +437,50 @@ def test_a_work_pool_takes_its_template(deployed: Server, kind: str) -> None:
 
 def test_no_container_runs_as_root() -> None:
     lines = (PROJECT / "deployments" / "Dockerfile").read_text().splitlines()
-    assert "USER rlhf" in lines
+    assert "USER 1000" in lines  # a name would not do where a cluster asks for no root
     assert any(line.startswith("HEALTHCHECK") for line in lines)
     services = yaml.safe_load((PROJECT / "deployments" / "compose.yaml").read_text())["services"]
     assert set(services) == {"server", "worker"}
     template = json.loads((PROJECT / "deployments" / "pools" / "kubernetes.json").read_text())
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
+
+
+def test_the_dockerfile_has_nothing_to_criticise() -> None:
+    hadolint = shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed: make extras")
+    words = [hadolint, "--no-color", str(PROJECT / "deployments" / "Dockerfile")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("", 0)
+
+
+def test_a_cluster_would_take_the_worker_and_its_jobs() -> None:
+    """By Kubernetes' own schemas, in which unknown fields are faults."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="make extras")
+    text = (PROJECT / "deployments" / "kubernetes.yaml").read_text()
+    objects = {one["kind"]: one for one in yaml.safe_load_all(text)}
+    template = json.loads((PROJECT / "deployments" / "pools" / "kubernetes.json").read_text())
+    values = {name: one.get("default") for name, one in template["variables"]["properties"].items()}
+    values |= {
+        "name": "run",
+        "labels": {},
+        "annotations": {},
+        "env": [],
+        "service_account_name": "",
+    }
+    job = apply_values(template["job_configuration"]["job_manifest"], values)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    container["args"] = shlex.split(container["args"])  # as Prefect's worker does
+    for one in (*objects.values(), job):
+        kubernetes_validate.validate(one, "1.30", strict=True)
+    claim = objects["PersistentVolumeClaim"]["metadata"]
+    (volume,) = job["spec"]["template"]["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["name"]
+    assert {one["metadata"]["namespace"] for one in (*objects.values(), job)} == {"prefect"}
+    pod = objects["Deployment"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["livenessProbe"]["httpGet"] == {"path": "/health", "port": 8080}
+    assert pod["containers"][0]["image"] == container["image"]
 
 
 # Doctor and automations
@@ -424,6 +545,29 @@ def test_automations_are_saved_once(deployed: Server) -> None:
     done = deployed.command(sys.executable, "deployments/automations.py", "--notify", "x/y")
     assert done.returncode == 2
     assert "x/y: no such block" in done.stderr
+
+
+def test_automations_look_at_every_flow_that_is_deployed(deployed: Server) -> None:
+    names = {one["name"] for one in deployed.filter("flows")}
+    assert names == {name.partition("/")[0] for name in DEPLOYMENTS}
+    assert names <= set(deployment_module("automations").FLOWS["prefect.resource.name"])
+
+
+@pytest.mark.slow
+def test_a_local_run_says_to_the_user_s_server_that_it_lives(
+    deployed: Server, copy_of_finished: Path
+) -> None:
+    recipe = copy_of_finished / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny(copy_of_finished, name="lives")))
+    done = deployed.command(sys.executable, "-m", "flows.command", "run", str(recipe))
+    assert done.returncode == 0, done.stderr
+    run = {"name": {"any_": ["lives · seed 0"]}}
+    (found,) = deployed.filter("flow_runs", flow_runs=run)
+    beat = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [f"prefect.flow-run.{found['id']}"]},
+    }
+    eventually(lambda: deployed.post("/events/filter", filter=beat).json()["total"])
 
 
 @pytest.mark.slow
@@ -522,6 +666,7 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
     folder, run_id = finished
     run = worker.run(run_id)
     assert run["name"] == "tiny · seed 0"
+    assert run["parameters"] == {"config": tiny(folder)}
     assert set(run["tags"]) == {"rlhf", "demo"}
     assert (folder / "runs" / "tiny" / "report.html").exists()
     tasks = {one["name"]: one["state_name"] for one in worker.of_run("task_runs", run_id)}
@@ -534,8 +679,7 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
         assert progress["data"] == 100
     assert "3/3 updates" in artifacts["ppo-progress"]["description"]
     assert {"report", "annotators", "evaluation", "samples", "lineage"} <= set(artifacts)
-    logs = worker.filter("logs", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
-    ours = [one["message"] for one in logs if one["name"].startswith("rlhf")]
+    ours = worker.log_lines(run_id)
     assert any(line.startswith("[ 8/10] ppo") for line in ours)
     assert any(line.startswith("PPO: 3/3 updates") for line in ours)
     assert len(ours) == len(set(ours))
@@ -620,6 +764,159 @@ def test_a_second_night_does_not_start_while_the_first_runs(worker: Server, tmp_
     assert worker.wait(second)["state_type"] == "CANCELLED"
     assert worker.run(first)["state_type"] == "RUNNING"
     assert worker.wait(first)["state_type"] == "COMPLETED"
+
+
+def eventually(what: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
+    """What it says, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (said := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return said
+
+
+@pytest.fixture
+def copy_of_finished(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the finished run's folder."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy", symlinks=True))
+
+
+def process_id(server: Server, run_id: str) -> int | None:
+    """Of a run, once the worker has told it."""
+    told = server.run(run_id)["infrastructure_pid"]
+    return int(told.rpartition(":")[2]) if told else None
+
+
+def cancel(server: Server, run_id: str) -> list[int]:
+    """As the button Cancel does; returns the run's processes, none of which is left."""
+    main = process_id(server, run_id)
+    assert main is not None
+    process_ids = [main, *children(main)]
+    assert alive(process_ids) == sorted(process_ids)
+    server.set_state(run_id, "CANCELLING", "Cancelling")
+    eventually(lambda: not alive(process_ids), CANCEL_SECONDS)
+    assert server.wait(run_id)["state_type"] == "CANCELLED"
+    return process_ids
+
+
+@pytest.mark.slow
+def test_a_cancelled_training_writes_a_checkpoint_and_goes_on_from_it(
+    worker: Server, copy_of_finished: Path
+) -> None:
+    """The only checkpoint is the one that the cancellation writes."""
+    folder = copy_of_finished
+    config = tiny(folder, ppo={**TINY["ppo"], "updates": 2000, "checkpoint_every": 10_000})
+
+    def trains(run_id: str) -> Any:
+        found = {one["key"]: one for one in worker.of_run("artifacts", run_id)}
+        return re.match(r"PPO: [1-9]", found.get("ppo-progress", {}).get("description", ""))
+
+    def draws(run_id: str) -> bool:
+        found = {one["key"]: one for one in worker.of_run("artifacts", run_id)}
+        return "data:image/png;base64," in found.get("ppo-curves", {}).get("data", "")
+
+    run_id = worker.start_run("rlhf/demo", {"config": config})
+    eventually(lambda: trains(run_id))
+    eventually(lambda: draws(run_id))
+    assert not list(folder.glob("artifacts/_work/ppo-*/state.safetensors"))
+    cancel(worker, run_id)
+    (written,) = folder.glob("artifacts/_work/ppo-*/state.safetensors")
+    saved = load_state(written.parent)
+    assert saved is not None
+    assert saved[1]["update"] > 0
+    again = worker.start_run("rlhf/demo", {"config": config})
+    eventually(lambda: trains(again))
+    cancel(worker, again)
+    assert f"the training goes on after update {saved[1]['update']} of 2000" in worker.log_lines(
+        again
+    )
+    went_on = load_state(written.parent)
+    assert went_on is not None
+    assert went_on[1]["update"] > saved[1]["update"]
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_takes_its_workers_with_it_and_keeps_their_shards(
+    worker: Server, copy_of_finished: Path
+) -> None:
+    folder = copy_of_finished
+    sample = {**TINY["sample"], "max_prompts": 40, "shard_prompts": 1, "samples_per_prompt": 32}
+    config = tiny(
+        folder,
+        sample={**sample, "max_new_tokens": 64},
+        runtime={**TINY["runtime"], "workers": 2, "runner": "process"},
+    )
+
+    def shards() -> dict[str, int]:
+        found = folder.glob("artifacts/_work/sample-*/*.parquet")
+        return {path.name: path.stat().st_mtime_ns for path in found}
+
+    run_id = worker.start_run("rlhf/demo", {"config": config})
+    eventually(shards)
+    assert len(cancel(worker, run_id)) > 2
+    kept = shards()
+    again = worker.start_run("rlhf/demo", {"config": config})
+    eventually(lambda: len(shards()) > len(kept))
+    cancel(worker, again)
+    assert kept.items() <= shards().items()
+
+
+@pytest.mark.slow
+def test_a_failed_run_that_is_retried_goes_on_where_it_was(
+    worker: Server, copy_of_finished: Path, tmp_path: Path
+) -> None:
+    """The scorer's file stays the same; what it needs is missing at first."""
+    scorer, needs = tmp_path / "scorer.py", tmp_path / "needs"
+    scorer.write_text(
+        "from pathlib import Path\n"
+        "def quality(prompt, response):\n"
+        f"    if not Path({str(needs)!r}).exists():\n"
+        "        raise ValueError('the scorer is not ready')\n"
+        "    return float(len(response))\n"
+    )
+    config = tiny(
+        copy_of_finished,
+        ppo={**TINY["ppo"], "kl_coef": 0.3},
+        evaluate={**TINY["evaluate"], "task_metric": f"{scorer}:quality"},
+    )
+    run_id = worker.start_run("rlhf/demo", {"config": config})
+    found = worker.wait(run_id)
+    assert found["state_type"] == "FAILED"
+    assert "the scorer is not ready" in found["state"]["message"]
+    first = worker.last_states(run_id)
+    assert (first["ppo"], first["evaluate"]) == ("Completed", "Failed")
+    needs.touch()
+    worker.set_state(run_id, "SCHEDULED", "AwaitingRetry")
+    eventually(lambda: worker.run(run_id)["state_type"] != "SCHEDULED")
+    found = worker.wait(run_id)
+    assert found["state_type"] == "COMPLETED"
+    assert found["run_count"] == 2
+    second = worker.last_states(run_id)
+    assert (second.pop("evaluate"), second.pop("report")) == ("Completed", "Completed")
+    assert set(second.values()) == {"Cached"}
+
+
+@pytest.mark.slow
+def test_a_run_has_the_threads_and_the_memory_of_its_job_variables(
+    worker: Server, copy_of_finished: Path
+) -> None:
+    config = tiny(
+        copy_of_finished,
+        runtime={**TINY["runtime"], "threads": 0},
+        evaluate={**TINY["evaluate"], "max_prompts": 5},
+    )
+    variables = {"threads": 1, "memory_gib": 6}  # the deployment says 4 and 8
+    run_id = worker.start_run("rlhf/demo", {"config": config}, job_variables=variables)
+    limits = Path("/proc", str(eventually(lambda: process_id(worker, run_id))), "limits")
+    eventually(lambda: f"Max data size {6 << 30} {6 << 30} bytes" in squeezed(limits.read_text()))
+    assert worker.wait(run_id)["state_type"] == "COMPLETED"
+    manifests = copy_of_finished.glob("artifacts/evaluate-*/manifest.json")
+    newest = max(manifests, key=lambda path: path.stat().st_mtime)
+    assert json.loads(newest.read_text())["hardware"]["threads"] == 1
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
 
 
 @pytest.mark.slow

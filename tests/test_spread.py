@@ -18,7 +18,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from test_flow import TINY, Place, contents, ran
 
 from rlhf_core.recipe import parse_config
+from tasks import step as steps
 from tasks.prefect_task import GPU_LIMIT, gpu_slot
+from tasks.step import StepRun
 
 SPREAD = {"sample", "evaluate"}
 RUNNERS = [
@@ -103,6 +105,43 @@ def test_the_limit_gpu_is_honoured_where_there_is_one(
             assert both() == 1
         finally:
             client.delete_global_concurrency_limit_by_name(GPU_LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("sections", "workers", "slots"), [("precision", 1, 1), ("precision", 2, 0), ("rate", 1, 0)]
+)
+def test_a_step_that_runs_models_takes_a_slot(
+    prefect_server: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sections: str,
+    workers: int,
+    slots: int,
+) -> None:
+    """One whose workers run them leaves it to these, or they would wait for each other."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    paths, runtime = {"root": str(tmp_path)}, {"workers": workers}
+    taken = []
+
+    @steps.step(version=1, sections=(sections,), spreads=True)
+    def works(run: StepRun) -> None:
+        with get_client(sync_client=True) as client:
+            taken.append(client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots)
+
+    @flow
+    def alone() -> None:
+        works(parse_config({"paths": paths, "runtime": runtime}))
+
+    with get_client(sync_client=True) as client:
+        limit = GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1)
+        client.create_global_concurrency_limit(limit)
+        try:
+            alone()
+            left = client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots
+        finally:
+            client.delete_global_concurrency_limit_by_name(GPU_LIMIT)
+    assert taken == [slots]
+    assert left == 0
 
 
 def test_a_processor_needs_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from test_deployments import (
     PROJECT,
     START_SECONDS,
     Server,
+    children,
     process,
     started_server,
     tiny,
@@ -162,13 +163,6 @@ def test_a_suspended_run_is_ranked_and_goes_on_by_itself(deployed: Server, tmp_p
     assert set(rankings["annotator"]) == set(PEOPLE)
 
 
-def children(process_id: int) -> list[int]:
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-    mine = [pid for pid, parent in pairs if parent == process_id]
-    return [*mine, *(pid for child in mine for pid in children(child))]
-
-
 def kill(started: "subprocess.Popen[Any]") -> None:
     """SIGKILL to a process and all that it has started."""
     for process_id in [*children(started.pid), started.pid]:
@@ -237,6 +231,39 @@ def test_the_deployment_resume_wakes_who_has_enough(deployed: Server, tmp_path: 
         assert deployed.run(run_id)["state_name"] == "Suspended"
         deployed.start_run("rlhf-resume/resume", {})
         assert deployed.wait(run_id)["state_type"] == "COMPLETED"
+
+
+def test_every_night_takes_what_people_have_said_until_then(
+    deployed: Server, tmp_path: Path
+) -> None:
+    config = of_people(tmp_path, wait="suspend")  # which `nightly` does not
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(config))
+    make = ("make", "-o", ".venv/.ready", "deploy", f"BIN={BIN}", f"NIGHTLY={recipe}")
+    done = deployed.command(*make)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def night() -> tuple[str, dict[str, str]]:
+        run_id = deployed.start_run("rlhf/nightly", {})
+        said = deployed.wait(run_id)
+        return said["state"]["message"], deployed.last_states(run_id)
+
+    with worker(deployed):
+        message, found = night()
+        assert found["sample"] == "Completed"
+        assert "rankings" in message  # none has come yet
+        night_s = load_config(recipe, ["name=nightly"]).model_dump(mode="json")
+        with ranking_page(deployed, night_s, tmp_path / "rank.log") as links:
+            count = rank_all({"Ada": links["Ada"]}, shortest_first)
+            _, found = night()
+            assert found["report"] == "Completed"
+            count += rank_all({"Ben": links["Ben"]}, shortest_first)
+            _, found = night()
+    before = ("ingest", "pretrain", "sft", "sample")
+    assert {found.pop(step) for step in before} == {"Cached"}
+    assert (found["feedback"], found["rate"]) == ("Completed", "Completed")
+    run = load_run(tmp_path / "runs" / "nightly")
+    assert run.results["feedback"].tables["rankings"].num_rows == count
 
 
 @pytest.mark.parametrize("decided", [False, True])
