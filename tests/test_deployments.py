@@ -533,7 +533,10 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
         assert progress["type"] == "progress"
         assert progress["data"] == 100
     assert "3/3 updates" in artifacts["ppo-progress"]["description"]
-    assert {"report", "annotators", "evaluation", "samples", "lineage"} <= set(artifacts)
+    tables = {"evaluation", "samples", "ratings", "agreement", "lineage"}
+    assert {"report", "annotators"} | tables <= set(artifacts)
+    rated = json.loads(artifacts["ratings"]["data"])
+    assert rated[0].keys() == {"Prompt", "Response", "Elo", "Standard error", "Comparisons"}
     logs = worker.filter("logs", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
     ours = [one["message"] for one in logs if one["name"].startswith("rlhf")]
     assert any(line.startswith("[ 8/10] ppo") for line in ours)

@@ -17,10 +17,11 @@ from rlhf_core.metrics import expected_calibration_error
 from tasks.report import report, write_report
 from tasks.reporting.artifacts import MAX_BYTES, markdown
 from tasks.reporting.findings import headline, warnings
-from tasks.reporting.gather import RunData, gather
+from tasks.reporting.gather import RATED_PROMPTS, RunData, gather
 from tasks.reporting.lineage import load_run
 from tasks.reporting.numbers import best_of_n_kl, number, reliability, seconds
 from tasks.reporting.samples import choose_samples
+from tasks.reporting.sheets import ratings_sheet
 
 SECTIONS = ["samples", "comparison", "ppo", "reward", "ratings", "training", "data", "doubts"]
 SECTIONS.append("lineage")
@@ -283,6 +284,24 @@ def test_samples_are_a_fair_draw_and_show_the_worst(run: SyntheticRun) -> None:
     assert len(differences) == len(samples.worst)
     assert differences == sorted(differences)
     assert samples.worst[0].texts[1].response == SCRIPT
+
+
+def test_ratings_are_shown_with_their_texts(run: SyntheticRun) -> None:
+    sheet = ratings_sheet(_data(run))
+    assert sheet is not None
+    ratings = run.store.open_table(run.results["rate"].tables["ratings"])
+    shown = sheet.records()
+    assert len(shown) == 4 * RATED_PROMPTS
+    assert len({row["Prompt"] for row in shown}) == RATED_PROMPTS
+    for first, last in zip(shown[::4], shown[3::4], strict=True):
+        assert first["Prompt"] == last["Prompt"]
+        place = int(first["Response"].removeprefix("text "))
+        assert first["Prompt"] == f"p{place // 4}"
+        mine = ratings.iloc[place]
+        assert mine["elo"] == ratings["elo"][place // 4 * 4 :][:4].max()
+        assert first["Elo"] == number(round(mine["elo"]))
+        assert first["Standard error"] == number(round(mine["elo_stderr"]))
+        assert first["Comparisons"] == "6"
 
 
 def test_prefect_gets_a_small_markdown(run: SyntheticRun) -> None:

@@ -21,7 +21,7 @@ from tasks.reporting.gather import RunData, gather, metric_series
 from tasks.reporting.lineage import lineage_sheet
 from tasks.reporting.plots import annotator_panels, curve_panels, headline_panels
 from tasks.reporting.samples import Samples, choose_samples
-from tasks.reporting.sheets import Sheet, agreement_sheet, evaluation_sheet
+from tasks.reporting.sheets import Sheet, agreement_sheet, evaluation_sheet, ratings_sheet
 from tasks.step import open_store
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ MAX_CELL = 1500
 SHEETS = {
     "evaluation": "models compared",
     "samples": "texts side by side",
+    "ratings": "texts and their ratings",
     "annotators": "annotators",
     "agreement": "their agreement",
     "lineage": "lineage",
@@ -67,6 +68,7 @@ def publish_artifacts(data: RunData, headline: Headline) -> list[str]:
     return published + _publish_tables(
         ("evaluation", _records(evaluation_sheet(data)), "Models compared, with 95 % intervals"),
         ("samples", _sample_records(choose_samples(data)), "Texts side by side, a random draw"),
+        ("ratings", _records(ratings_sheet(data)), "Texts and their ratings, a random draw"),
         ("agreement", _records(agreement_sheet(data)), "Agreement of annotators"),
         ("lineage", _records(lineage_sheet(data)), "Every step, its key and what it read"),
     )
@@ -155,7 +157,8 @@ def markdown(data: RunData, headline: Headline) -> str:
 
 
 def _records(sheet: Sheet | None) -> list[dict[str, Any]]:
-    return [] if sheet is None else [dict(record) for record in sheet.records()]
+    records = [] if sheet is None else sheet.records()
+    return [{name: text[:MAX_CELL] for name, text in record.items()} for record in records]
 
 
 def _sample_records(samples: Samples | None) -> list[dict[str, Any]]:
