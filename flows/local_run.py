@@ -81,6 +81,7 @@ def prepare_prefect() -> LocalServer | None:
 def _run_flow(
     config: PipelineConfig, server: LocalServer | None, *, verify: bool, refresh: bool
 ) -> tuple[int, RunSummary]:
+    from prefect import tags
     from prefect.settings import (
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         PREFECT_TASKS_REFRESH_CACHE,
@@ -98,7 +99,7 @@ def _run_flow(
         settings[PREFECT_TASKS_REFRESH_CACHE] = True
     if server is not None:
         server.wait()
-    with temporary_settings(settings):
+    with temporary_settings(settings), tags("rlhf", config.name):
         try:
             return 0, rlhf_pipeline(config)
         except PpoNotStarted as stopped:

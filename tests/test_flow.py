@@ -395,6 +395,17 @@ def test_a_cached_run_imports_no_torch(
     assert states == {step: "run" if step == "report" else "cached" for step in STEPS}
 
 
+def test_a_local_run_is_found_in_prefect_by_its_tags(
+    copied: Place, command: Callable[..., tuple[int, list[str]]]
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    assert command("run", copied.write_recipe(), "--set", "name=tagged")[0] == 0
+    with get_client(sync_client=True) as client:
+        (run,) = [one for one in client.read_flow_runs() if one.name == "tagged · seed 0"]
+    assert set(run.tags) == {"rlhf", "tagged"}
+
+
 def test_a_new_field_runs_its_step_and_those_behind_it(copied: Place) -> None:
     before = contents(copied.run)
     summary = copied.flow(ppo={**TINY["ppo"], "kl_coef": 0.3})
