@@ -6,14 +6,19 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import pytest
+from prefect import flow, task
+from prefect.runtime import flow_run
 from synthetic_run import KEPT_UPDATE, SCRIPT, GateVerdict, SyntheticRun, make_run
+from test_live import artifacts as artifacts_of
 
 from rlhf_core.errors import InputError
 from rlhf_core.metrics import expected_calibration_error
+from tasks.live import LiveArtifact, State
 from tasks.report import report, write_report
 from tasks.reporting.artifacts import MAX_BYTES, markdown
 from tasks.reporting.findings import headline, warnings
@@ -310,6 +315,34 @@ def test_prefect_gets_a_small_markdown(run: SyntheticRun) -> None:
     assert len(text.encode()) < MAX_BYTES
     assert "data:image/png;base64," in text
     assert headline(data).sentence in text
+
+
+def test_the_report_links_what_was_published_and_is_linked_back(
+    prefect_server: None, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, agreement=False)
+
+    @task
+    def draws() -> None:
+        shown = LiveArtifact("markdown", "ppo-curves", seconds=0.0)
+        shown.offer(lambda: State("a picture", "PPO so far"))
+        shown.close()
+
+    @flow
+    def reports() -> UUID:
+        draws()
+        report(run.config, results=run.results, gate=run.gate)
+        return UUID(flow_run.id)
+
+    reports()  # the keys are the same, but they are another run's
+    found = artifacts_of(reports())
+    page = found.pop("report")
+    assert set(found) == {"ppo-curves", "evaluation", "samples", "ratings", "lineage"}
+    links = re.findall(r"\]\(/artifacts/artifact/(.*?)\)", page.data)
+    assert sorted(links) == sorted(str(artifact.id) for artifact in found.values())
+    for artifact in found.values():
+        assert f"(/artifacts/artifact/{page.id})" in artifact.description
+    assert found["ppo-curves"].data == "a picture"
 
 
 def test_reliability_has_the_published_calibration_error() -> None:
