@@ -4,7 +4,6 @@ Nothing here imports Prefect before `prepare_prefect` has set its environment.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -22,6 +21,7 @@ from flows.local_server import LocalServer, server_is_configured
 from flows.overview import output_console, overview
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import GateFailed, InputError
+from tasks.disk import disk_faults_explained
 from tasks.progress import console
 
 PREFECT_ENVIRONMENT = {
@@ -47,7 +47,8 @@ def run_locally(config: PipelineConfig, *, verify: bool, refresh: bool) -> int:
     with signals_interrupt():
         began = time.monotonic()
         try:
-            code, summary = _run_flow(config, server, verify=verify, refresh=refresh)
+            with disk_faults_explained():
+                code, summary = _run_flow(config, server, verify=verify, refresh=refresh)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "TerminationSignal":
                 return _interrupted()
@@ -177,10 +178,6 @@ def _error_log(config: PipelineConfig) -> Path:
 def _fault(config: PipelineConfig, error: Exception) -> int:
     words = str(error).strip().splitlines()
     line = f"{type(error).__name__}: {words[0] if words else 'no message'}"
-    for number, what_to_do in _WHAT_TO_DO.items():
-        # safetensors and tokenizers wrap the system's error into one of their own.
-        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
-            line += f"; {what_to_do}"
     path = _error_log(config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,12 +188,3 @@ def _fault(config: PipelineConfig, error: Exception) -> int:
         line += f"; full traceback in {path}"
     say(line)
     return 1
-
-
-_AGAIN = "and run the same command again: what is finished stays"
-_WHAT_TO_DO = {
-    errno.ENOSPC: f"make space (rlhf gc shows what no run needs) {_AGAIN}",
-    errno.EDQUOT: f"make space (rlhf gc shows what no run needs) {_AGAIN}",
-    errno.EROFS: f"set paths.root and paths.runs to where you can write, {_AGAIN}",
-    errno.EACCES: f"set paths.root and paths.runs to where you can write, {_AGAIN}",
-}

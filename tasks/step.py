@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 from rlhf_core.config import PipelineConfig, fingerprint
 from rlhf_core.errors import InputError
 from rlhf_core.records import StepResult
+from tasks.disk import disk_faults_explained
 from tasks.ingredients import Artifact, Ingredients
 from tasks.memory import halve_micro_batch, micro_batch_size, out_of_memory
 from tasks.step_run import StepRun, logger, restrict
@@ -198,6 +199,7 @@ class Step:
         # quote: Prefect would otherwise walk through the configuration in search of futures.
         return self.task(title, quote(call))
 
+    @disk_faults_explained()
     def _execute(self, call: _Call) -> Any:
         call.body_ran = False
         store = open_store(call.config)

@@ -553,6 +553,7 @@ def test_a_failed_gate_ends_with_code_3_a_report_and_no_policy(
     )
     assert code == 3
     assert "is not above 0.999" in said[-1]
+    assert said[-1].endswith("; collect more rankings, or ask for less in ppo.gate")
     assert not (copied.run / "policy").exists()
     assert "PPO did not start" in (copied.run / "report.html").read_text()
     assert "ppo" not in contents(copied.run)
