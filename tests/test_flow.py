@@ -444,7 +444,7 @@ def test_a_flipped_byte_is_found_by_verify_and_named(
     monkeypatch.setattr(store_module, "SMALL_BYTES", 0)  # all files are big ones
     flip_a_byte(copied.artifact("sft") / "model.safetensors")
     before = contents(copied.run)
-    steps.verify_all(True)
+    steps.verify_all()
     assert ran(copied.flow()) == {"sft", "report"}
     assert contents(copied.run) == before
     said = {r.getMessage() for r in caplog.records if "its sha256 is not" in r.getMessage()}

@@ -567,7 +567,7 @@ def test_verify_all_finds_what_sizes_do_not(
     flip(folder(config, "fit") / "model.safetensors")
     chain(config)
     assert happened() == {"gather": "cached", "fit": "cached"}
-    step_module.verify_all(True)
+    step_module.verify_all()
     chain(config)
     assert happened() == {"gather": "cached", "fit": "run"}
 
