@@ -19,7 +19,7 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 
 FLOWS = {
     "prefect.resource.role": "flow",
-    "prefect.resource.name": ["rlhf", "rlhf-evaluate", "rlhf-gc", "rlhf-resume"],
+    "prefect.resource.name": ["rlhf", "rlhf-seeds", "rlhf-evaluate", "rlhf-gc", "rlhf-resume"],
 }
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 

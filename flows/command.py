@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(run)
     run.add_argument("--verify", action="store_true", help="check every byte of cached results")
     run.add_argument("--refresh", action="store_true", help="run every step again")
+    run.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="run it once per seed, runtime.workers at once, and compare them",
+    )
     run.set_defaults(run=_run)
 
     plan = commands.add_parser("plan", help="show which steps a run would run, and why")
@@ -221,7 +229,7 @@ def _run(options: argparse.Namespace) -> int:
     config = _config(options)
     from flows.local_run import run_locally
 
-    return run_locally(config, verify=options.verify, refresh=options.refresh)
+    return run_locally(config, verify=options.verify, refresh=options.refresh, seeds=options.seeds)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ Nothing here imports Prefect before `prepare_prefect` has set its environment.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -13,15 +12,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.journal import RunSummary
 from flows.local_server import LocalServer, server_is_configured
-from flows.overview import output_console, overview
+from flows.overview import output_console, overview, table_of
 from rlhf_core.config import PipelineConfig
-from rlhf_core.errors import GateFailed, InputError
+from rlhf_core.errors import InputError
+from tasks.disk import disk_faults_explained
 from tasks.progress import console
 
 PREFECT_ENVIRONMENT = {
@@ -34,31 +33,33 @@ PREFECT_ENVIRONMENT = {
 """Defaults for a run on this machine; what the user has set stays."""
 
 
-def run_locally(config: PipelineConfig, *, verify: bool, refresh: bool) -> int:
+def run_locally(
+    config: PipelineConfig, *, verify: bool, refresh: bool, seeds: Sequence[int] = ()
+) -> int:
     """Run the flow here, print the overview, and return the exit code.
 
     Args:
         config: the recipe.
         verify: believe a hit only after the sha256 of all its files.
         refresh: run every step again.
+        seeds: run it once for each of these instead, and print a table of them.
     """
+    began = time.monotonic()
     server = prepare_prefect()
     _error_log(config).unlink(missing_ok=True)
     with signals_interrupt():
-        began = time.monotonic()
         try:
-            code, summary = _run_flow(config, server, verify=verify, refresh=refresh)
+            with (
+                disk_faults_explained(),
+                _ready(config, server, verify=verify, refresh=refresh),
+            ):
+                return _run_seeds(config, seeds) if seeds else _run_flow(config, began)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "TerminationSignal":
                 return _interrupted()
             if isinstance(error, InputError) or not isinstance(error, Exception):
                 raise
             return _fault(config, error)
-    table = overview(summary, config, time.monotonic() - began, peak_memory_bytes())
-    output_console().print(table)
-    if code == GateFailed.exit_code:
-        say(f"the reward model failed its gate, so PPO did not start: {summary.gate_reason}")
-    return code
 
 
 def prepare_prefect() -> LocalServer | None:
@@ -78,20 +79,23 @@ def prepare_prefect() -> LocalServer | None:
     return server
 
 
-def _run_flow(
+@contextlib.contextmanager
+def _ready(
     config: PipelineConfig, server: LocalServer | None, *, verify: bool, refresh: bool
-) -> tuple[int, RunSummary]:
+) -> Iterator[None]:
+    """All that a flow needs in this process: a server, settings, tags, and somewhere to log."""
+    from prefect import tags
     from prefect.settings import (
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
         PREFECT_TASKS_REFRESH_CACHE,
         temporary_settings,
     )
 
-    from flows.rlhf import PpoNotStarted, rlhf_pipeline
     from tasks.step import verify_all
 
     show_logs()
-    verify_all(verify)
+    if verify:
+        verify_all()
     settings: dict[Any, Any] = {}
     if refresh:
         settings[PREFECT_TASKS_REFRESH_CACHE] = True
@@ -99,11 +103,41 @@ def _run_flow(
         # Nobody there listens to the heartbeat, which costs a second at the end.
         settings[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
         server.wait()
-    with temporary_settings(settings):
-        try:
-            return 0, rlhf_pipeline(config)
-        except PpoNotStarted as stopped:
-            return stopped.exit_code, stopped.summary
+    with temporary_settings(settings), tags("rlhf", config.name):
+        yield
+
+
+def _run_flow(config: PipelineConfig, began: float) -> int:
+    from flows.rlhf import PpoNotStarted, rlhf_pipeline
+
+    code = 0
+    try:
+        summary = rlhf_pipeline(config)
+    except PpoNotStarted as stopped:
+        code, summary = stopped.exit_code, stopped.summary
+    table = overview(summary, config, time.monotonic() - began, peak_memory_bytes())
+    output_console().print(table)
+    if code:
+        say(f"the reward model failed its gate, so PPO did not start: {summary.gate_reason}")
+    return code
+
+
+def _run_seeds(config: PipelineConfig, seeds: Sequence[int]) -> int:
+    from flows.seeds import SeedsFailed, seeds_table, several_seeds
+
+    failed = None
+    try:
+        summaries = several_seeds(config, tuple(seeds))
+    except SeedsFailed as error:
+        failed, summaries = error, error.summaries
+    if rows := seeds_table(summaries):
+        output_console().print(table_of(rows))
+    if failed is None:
+        return 0
+    if failed.exit_code == 1:
+        raise failed
+    say(str(failed))
+    return failed.exit_code
 
 
 class _ConsoleHandler(logging.Handler):
@@ -177,10 +211,6 @@ def _error_log(config: PipelineConfig) -> Path:
 def _fault(config: PipelineConfig, error: Exception) -> int:
     words = str(error).strip().splitlines()
     line = f"{type(error).__name__}: {words[0] if words else 'no message'}"
-    for number, what_to_do in _WHAT_TO_DO.items():
-        # safetensors and tokenizers wrap the system's error into one of their own.
-        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
-            line += f"; {what_to_do}"
     path = _error_log(config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,12 +221,3 @@ def _fault(config: PipelineConfig, error: Exception) -> int:
         line += f"; full traceback in {path}"
     say(line)
     return 1
-
-
-_AGAIN = "and run the same command again: what is finished stays"
-_WHAT_TO_DO = {
-    errno.ENOSPC: f"make space (rlhf gc shows what no run needs) {_AGAIN}",
-    errno.EDQUOT: f"make space (rlhf gc shows what no run needs) {_AGAIN}",
-    errno.EROFS: f"set paths.root and paths.runs to where you can write, {_AGAIN}",
-    errno.EACCES: f"set paths.root and paths.runs to where you can write, {_AGAIN}",
-}

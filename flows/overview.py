@@ -138,6 +138,16 @@ def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def table_of(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Rows of the same columns, of which the first is text."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
 def _places(folder: Path) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     if (folder / "report.html").exists():

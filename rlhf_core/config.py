@@ -88,14 +88,14 @@ class Runtime(Section):
     )
     workers: PositiveInt = Field(
         1,
-        description="How many workers sample shards, and evaluate models, at once. To share out "
-        "the processors of one machine, set threads to what each may use.",
+        description="How many workers sample shards, evaluate models, and run seeds, at once. To "
+        "share out the processors of one machine, set threads to what each may use.",
         json_schema_extra=RUNTIME,
     )
     runner: Literal["threads", "process", "dask", "ray"] = Field(
         "threads",
-        description="What these workers are: threads of the run, processes of their own, or a "
-        "local Dask or Ray cluster.",
+        description="What these workers are: threads of the run (processes where they run seeds), "
+        "processes of their own, or a local Dask or Ray cluster.",
         json_schema_extra=RUNTIME,
     )
     log_every: PositiveInt = Field(

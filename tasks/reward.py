@@ -381,7 +381,8 @@ def check_gate(config: PipelineConfig, reward_result: StepResult) -> GateVerdict
             "length alone"
         )
     if faults:
-        return GateVerdict(False, "the reward model is not good enough: " + "; and ".join(faults))
+        what = "the reward model is not good enough: " + "; and ".join(faults)
+        return GateVerdict(False, f"{what}; collect more rankings, or ask for less in ppo.gate")
     return GateVerdict(
         True, f"held-out accuracy {accuracy:.3f}, lower end {low:.3f}, length alone {length:.3f}"
     )

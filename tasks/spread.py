@@ -8,8 +8,8 @@ finished is not repeated, whoever did it.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,21 +88,43 @@ def each_part(
 def _by_workers(work: Work, items: Mapping[str, Any], tools: Any) -> Iterator[tuple[str, Path]]:
     import threading
 
+    runtime, step = work.run.config.runtime, work.run.step
+    shared = _Shared(tools, threading.Event()) if runtime.runner == "threads" else None
+    # Nobody looks into a partial; Prefect and Dask would go through any other collection.
+    parts = {name: partial(_work_off, work, name, item, shared) for name, item in items.items()}
+    with closing(side_by_side(runtime, step, parts, shared and shared.stop)) as finished:
+        for name, future in finished:
+            yield name, future.result()
+
+
+def side_by_side(
+    runtime: Runtime,
+    what: str,
+    parts: Mapping[str, "partial[Any]"],
+    stop: "threading.Event | None" = None,
+) -> Generator[tuple[str, Any], None, None]:
+    """Call `parts` as tasks of Prefect, at most `runtime.workers` at once.
+
+    Args:
+        runtime: what works on them.
+        what: before a part's name in the name of its task.
+        parts: calls of a module's functions, by name.
+        stop: is set for threads that nobody waits for any more.
+
+    Yields:
+        Name and Prefect's future of a part, as it ends. Close it, and nobody works on any more.
+    """
     from prefect.futures import as_completed
 
     from tasks.prefect_task import make_task
 
-    runtime, step = work.run.config.runtime, work.run.step
-    shared = _Shared(tools, threading.Event()) if runtime.runner == "threads" else None
-    task = make_task(_call, f"{step} part", retries=0)  # the step's own retry goes on from here
-    with task_runner(runtime, min(runtime.workers, len(items))) as runner, _stopped(shared):
+    task = make_task(_call, f"{what} part", retries=0)  # who called goes on from what is there
+    with task_runner(runtime, min(runtime.workers, len(parts))) as runner, _stopped(stop):
         futures = {}
-        for name, item in items.items():
-            # Nobody looks into a partial; Prefect and Dask would go through any other collection.
-            part = partial(_work_off, work, name, item, shared)
-            futures[runner.submit(task, {"title": f"{step} · {name}", "part": part})] = name
+        for name, part in parts.items():
+            futures[runner.submit(task, {"title": f"{what} · {name}", "part": part})] = name
         for future in as_completed(list(futures)):
-            yield futures[future], future.result()
+            yield futures[future], future
 
 
 def task_runner(runtime: Runtime, workers: int) -> Any:
@@ -138,7 +160,7 @@ _prepared: dict[str, Any] = {}
 """The tools of this worker process, by the work directory they are for; at most one entry."""
 
 
-def _call(title: str, part: Callable[[], Path]) -> Path:
+def _call(title: str, part: Callable[[], Any]) -> Any:
     return part()
 
 
@@ -179,7 +201,7 @@ class _Watch:
 
 
 @contextmanager
-def _stopped(shared: _Shared | None) -> Iterator[None]:
+def _stopped(stop: "threading.Event | None") -> Iterator[None]:
     """However the block is left, its workers do not go on: threads soon, processes at once."""
     import multiprocessing
 
@@ -187,8 +209,8 @@ def _stopped(shared: _Shared | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if shared is not None:
-            shared.stop.set()
+        if stop is not None:
+            stop.set()
         for child in set(multiprocessing.active_children()) - before:
             child.kill()  # a part's file is whole or not there
         raise

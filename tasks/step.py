@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 from rlhf_core.config import PipelineConfig, fingerprint
 from rlhf_core.errors import InputError
 from rlhf_core.records import StepResult
+from tasks.disk import disk_faults_explained
 from tasks.ingredients import Artifact, Ingredients
 from tasks.memory import halve_micro_batch, micro_batch_size, out_of_memory
 from tasks.step_run import StepRun, logger, restrict
@@ -60,7 +61,6 @@ outcomes: list[Outcome] = []
 """One entry per finished call of a cached step in this process; a flow clears it when it starts."""
 
 _root: ContextVar[Path | None] = ContextVar("rlhf_root", default=None)
-_verify_all = False
 
 
 @contextmanager
@@ -73,17 +73,16 @@ def use_root(root: str | Path) -> Iterator[None]:
         _root.reset(token)
 
 
-def verify_all(on: bool = True) -> None:
-    """From now on in this process: believe a hit only after the sha256 of all its files.
+def verify_all() -> None:
+    """From now on: believe a hit only after the sha256 of all its files.
 
-    `RLHF_VERIFY=1` in the environment does the same, for workers.
+    In this process and those that it starts; for others, `RLHF_VERIFY=1` does the same.
     """
-    global _verify_all
-    _verify_all = on
+    os.environ["RLHF_VERIFY"] = "1"
 
 
 def _verify() -> bool:
-    return _verify_all or os.environ.get("RLHF_VERIFY", "") not in ("", "0")
+    return os.environ.get("RLHF_VERIFY", "") not in ("", "0")
 
 
 def skip(name: str) -> None:
@@ -198,6 +197,7 @@ class Step:
         # quote: Prefect would otherwise walk through the configuration in search of futures.
         return self.task(title, quote(call))
 
+    @disk_faults_explained()
     def _execute(self, call: _Call) -> Any:
         call.body_ran = False
         store = open_store(call.config)

@@ -284,9 +284,13 @@ class ArtifactStore:
             os.close(descriptor)
 
     def open_table(
-        self, artifact: TableArtifact, columns: Sequence[str] | None = None
+        self,
+        artifact: TableArtifact,
+        columns: Sequence[str] | None = None,
+        *,
+        among: tuple[str, Sequence[str]] | None = None,
     ) -> "pd.DataFrame":
-        """Read a table after its file's sha256 was checked.
+        """Read a table after its file's sha256 was checked; see `tasks.tables.read_table`.
 
         Raises:
             ArtifactDamaged: the file is gone or has other bytes than were published.
@@ -297,7 +301,7 @@ class ArtifactStore:
         manifest = self.manifest(step, key)
         self._check_record(artifact, _result(manifest).tables.get(artifact.table))
         self._check_file(step, key, name, manifest["files"].get(name, {}), read_digest)
-        return read_table(self.path(step, key) / name, artifact.table, columns)
+        return read_table(self.path(step, key) / name, artifact.table, columns, among=among)
 
     def model_dir(self, artifact: ModelArtifact) -> Path:
         """The folder of a model after the sha256 of each of its files was checked.

@@ -193,11 +193,22 @@ def write_batches(path: str | Path, name: str, batches: Iterable[pa.Table]) -> T
 
 
 def read_table(
-    path: "str | Path | pa.BufferReader", name: str, columns: Sequence[str] | None = None
+    path: "str | Path | pa.BufferReader",
+    name: str,
+    columns: Sequence[str] | None = None,
+    *,
+    among: tuple[str, Sequence[str]] | None = None,
 ) -> "pd.DataFrame":
-    """Read table `name` (or some of its columns) from a Parquet file.
+    """Read table `name` (or some of its columns and rows) from a Parquet file.
 
     Null integers come back as pandas' `Int64`, other nulls as None or NaN.
+
+    Args:
+        path: the file.
+        name: a key of `TABLES`.
+        columns: None reads all.
+        among: (column, values): only the rows with one of these values there, of a table that need
+            not fit into memory.
 
     Raises:
         ValueError: the file holds another table, another version, or other columns.
@@ -220,7 +231,12 @@ def read_table(
     unknown = set(columns or []) - set(spec.schema.names)
     if unknown:
         raise ValueError(f"table {name} has no column {', '.join(sorted(unknown))}")
-    table = file.read(columns=list(columns) if columns is not None else None)
+    wanted = list(columns) if columns is not None else None
+    if among is None:
+        table = file.read(columns=wanted)
+    else:
+        rows = [(among[0], "in", list(among[1]))]
+        table = pq.read_table(path, columns=wanted, filters=rows, partitioning=None)
     if columns is not None:
         table = table.select(list(columns))
     frame: pd.DataFrame = table.to_pandas()

@@ -81,7 +81,9 @@ def make_run(
     metrics = _loss(rng, 320, 2.4, 1.05)
     reads = ["pretrain.model", "ingest.demonstrations", "ingest.prompts"]
     made.step("sft", {"metrics": metrics}, model=True, reads=reads, seconds=341)
-    made.step("rate", _rate(rng, agreement), reads=["ingest.rankings"], seconds=1.9)
+    made.step("feedback", {"candidates": _candidates()}, reads=["ingest.rankings"])
+    reads = ["feedback.candidates", "ingest.rankings"]
+    made.step("rate", _rate(rng, agreement), reads=reads, seconds=1.9)
     reward = _reward(rng, 0.53 if gate_failed else 0.741)
     reads = ["sft.model", "rate.preference_pairs", "rate.ratings"]
     made.step("reward", reward, model=True, reads=reads, seconds=233)
@@ -185,6 +187,23 @@ def _ingest(rng: np.random.Generator) -> dict[str, pd.DataFrame]:
     )
     tables = {"prompts": prompts, "demonstrations": demonstrations, "corpus": corpus}
     return {**tables, "rankings": rankings, "rejected": rejected}
+
+
+def _candidates() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "candidate_id": [digest_id("text", str(n)) for n in range(800)],
+            "prompt_id": [digest_id("prompt", str(n // 4)) for n in range(800)],
+            "sample_index": [n % 4 for n in range(800)],
+            "response": [f"text {n}" for n in range(800)],
+            "finish_reason": None,
+            "policy": "e2e",
+            "response_ids": None,
+            "response_logprobs": None,
+            "temperature": None,
+            "seed": None,
+        }
+    )
 
 
 def _loss(rng: np.random.Generator, steps: int, start: float, end: float) -> pd.DataFrame:

@@ -41,6 +41,7 @@ DEPLOYMENTS = {
     "rlhf/demo",
     "rlhf/e2e",
     "rlhf/nightly",
+    "rlhf-seeds/seeds",
     "rlhf-evaluate/evaluate-only",
     "rlhf-gc/gc",
     "rlhf-resume/resume",
@@ -388,6 +389,8 @@ def test_the_form_says_what_every_field_is(deployed: Server) -> None:
         ("rlhf/demo", {"config": {"seed": 1.5}}, "config.seed"),
         ("rlhf/demo", {"config": {"name": "../x"}}, "config.name"),
         ("rlhf/demo", {"config": 3}, "config"),
+        ("rlhf-seeds/seeds", {"seeds": [-1]}, "seeds"),
+        ("rlhf-seeds/seeds", {"seeds": []}, "seeds"),
         ("rlhf-gc/gc", {"older_than_days": -1}, "older_than_days"),
         ("rlhf-evaluate/evaluate-only", {"policy": {"run": "x", "model": "reward"}}, "model"),
     ],
@@ -678,7 +681,10 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
         assert progress["type"] == "progress"
         assert progress["data"] == 100
     assert "3/3 updates" in artifacts["ppo-progress"]["description"]
-    assert {"report", "annotators", "evaluation", "samples", "lineage"} <= set(artifacts)
+    tables = {"evaluation", "samples", "ratings", "agreement", "lineage"}
+    assert {"report", "annotators"} | tables <= set(artifacts)
+    rated = json.loads(artifacts["ratings"]["data"])
+    assert rated[0].keys() == {"Prompt", "Response", "Elo", "Standard error", "Comparisons"}
     ours = worker.log_lines(run_id)
     assert any(line.startswith("[ 8/10] ppo") for line in ours)
     assert any(line.startswith("PPO: 3/3 updates") for line in ours)

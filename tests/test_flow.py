@@ -395,6 +395,17 @@ def test_a_cached_run_imports_no_torch(
     assert states == {step: "run" if step == "report" else "cached" for step in STEPS}
 
 
+def test_a_local_run_is_found_in_prefect_by_its_tags(
+    copied: Place, command: Callable[..., tuple[int, list[str]]]
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    assert command("run", copied.write_recipe(), "--set", "name=tagged")[0] == 0
+    with get_client(sync_client=True) as client:
+        (run,) = [one for one in client.read_flow_runs() if one.name == "tagged · seed 0"]
+    assert set(run.tags) == {"rlhf", "tagged"}
+
+
 def test_a_new_field_runs_its_step_and_those_behind_it(copied: Place) -> None:
     before = contents(copied.run)
     summary = copied.flow(ppo={**TINY["ppo"], "kl_coef": 0.3})
@@ -433,7 +444,7 @@ def test_a_flipped_byte_is_found_by_verify_and_named(
     monkeypatch.setattr(store_module, "SMALL_BYTES", 0)  # all files are big ones
     flip_a_byte(copied.artifact("sft") / "model.safetensors")
     before = contents(copied.run)
-    steps.verify_all(True)
+    steps.verify_all()
     assert ran(copied.flow()) == {"sft", "report"}
     assert contents(copied.run) == before
     said = {r.getMessage() for r in caplog.records if "its sha256 is not" in r.getMessage()}
@@ -542,6 +553,7 @@ def test_a_failed_gate_ends_with_code_3_a_report_and_no_policy(
     )
     assert code == 3
     assert "is not above 0.999" in said[-1]
+    assert said[-1].endswith("; collect more rankings, or ask for less in ppo.gate")
     assert not (copied.run / "policy").exists()
     assert "PPO did not start" in (copied.run / "report.html").read_text()
     assert "ppo" not in contents(copied.run)

@@ -75,9 +75,12 @@ def test_a_run_is_started_in_the_form_and_does_what_was_filled_in(
             ui.until("return document.querySelector('img[src^=\"data:\"]')?.naturalWidth > 0")
             assert min(ui.pictures()) > 300
         ui.show_artifact(run_id, "report")
-        ui.says("texts side by side")
-        ui.follow("a[href$='/artifacts/key/samples']")
         ui.says("Texts side by side, a random draw")
+        (samples,) = [one for one in server.of_run("artifacts", run_id) if one["key"] == "samples"]
+        ui.follow(f"a[href$='/artifacts/artifact/{samples['id']}']")
+        ui.says("random")
+        ui.follow("a[href*='/artifacts/artifact/']")
+        ui.says("How it could be wrong")
         for key, words in (("samples", "prompt"), ("lineage", "sft"), ("evaluation", "PPO")):
             ui.show_artifact(run_id, key)
             ui.says(words)

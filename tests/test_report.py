@@ -6,21 +6,27 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import pytest
+from prefect import flow, task
+from prefect.runtime import flow_run
 from synthetic_run import KEPT_UPDATE, SCRIPT, GateVerdict, SyntheticRun, make_run
+from test_live import artifacts as artifacts_of
 
 from rlhf_core.errors import InputError
 from rlhf_core.metrics import expected_calibration_error
+from tasks.live import LiveArtifact, State
 from tasks.report import report, write_report
 from tasks.reporting.artifacts import MAX_BYTES, markdown
 from tasks.reporting.findings import headline, warnings
-from tasks.reporting.gather import RunData, gather
+from tasks.reporting.gather import RATED_PROMPTS, RunData, gather
 from tasks.reporting.lineage import load_run
 from tasks.reporting.numbers import best_of_n_kl, number, reliability, seconds
 from tasks.reporting.samples import choose_samples
+from tasks.reporting.sheets import ratings_sheet
 
 SECTIONS = ["samples", "comparison", "ppo", "reward", "ratings", "training", "data", "doubts"]
 SECTIONS.append("lineage")
@@ -285,12 +291,58 @@ def test_samples_are_a_fair_draw_and_show_the_worst(run: SyntheticRun) -> None:
     assert samples.worst[0].texts[1].response == SCRIPT
 
 
+def test_ratings_are_shown_with_their_texts(run: SyntheticRun) -> None:
+    sheet = ratings_sheet(_data(run))
+    assert sheet is not None
+    ratings = run.store.open_table(run.results["rate"].tables["ratings"])
+    shown = sheet.records()
+    assert len(shown) == 4 * RATED_PROMPTS
+    assert len({row["Prompt"] for row in shown}) == RATED_PROMPTS
+    for first, last in zip(shown[::4], shown[3::4], strict=True):
+        assert first["Prompt"] == last["Prompt"]
+        place = int(first["Response"].removeprefix("text "))
+        assert first["Prompt"] == f"p{place // 4}"
+        mine = ratings.iloc[place]
+        assert mine["elo"] == ratings["elo"][place // 4 * 4 :][:4].max()
+        assert first["Elo"] == number(round(mine["elo"]))
+        assert first["Standard error"] == number(round(mine["elo_stderr"]))
+        assert first["Comparisons"] == "6"
+
+
 def test_prefect_gets_a_small_markdown(run: SyntheticRun) -> None:
     data = _data(run)
     text = markdown(data, headline(data))
     assert len(text.encode()) < MAX_BYTES
     assert "data:image/png;base64," in text
     assert headline(data).sentence in text
+
+
+def test_the_report_links_what_was_published_and_is_linked_back(
+    prefect_server: None, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, agreement=False)
+
+    @task
+    def draws() -> None:
+        shown = LiveArtifact("markdown", "ppo-curves", seconds=0.0)
+        shown.offer(lambda: State("a picture", "PPO so far"))
+        shown.close()
+
+    @flow
+    def reports() -> UUID:
+        draws()
+        report(run.config, results=run.results, gate=run.gate)
+        return UUID(flow_run.id)
+
+    reports()  # the keys are the same, but they are another run's
+    found = artifacts_of(reports())
+    page = found.pop("report")
+    assert set(found) == {"ppo-curves", "evaluation", "samples", "ratings", "lineage"}
+    links = re.findall(r"\]\(/artifacts/artifact/(.*?)\)", page.data)
+    assert sorted(links) == sorted(str(artifact.id) for artifact in found.values())
+    for artifact in found.values():
+        assert f"(/artifacts/artifact/{page.id})" in artifact.description
+    assert found["ppo-curves"].data == "a picture"
 
 
 def test_reliability_has_the_published_calibration_error() -> None:

@@ -1,5 +1,6 @@
 """Steps: what the key sees, and a real flow that is cached, harmed, interrupted and raced."""
 
+import errno
 import logging
 import os
 import re
@@ -566,7 +567,7 @@ def test_verify_all_finds_what_sizes_do_not(
     flip(folder(config, "fit") / "model.safetensors")
     chain(config)
     assert happened() == {"gather": "cached", "fit": "cached"}
-    step_module.verify_all(True)
+    step_module.verify_all()
     chain(config)
     assert happened() == {"gather": "cached", "fit": "run"}
 
@@ -611,6 +612,41 @@ def test_what_would_fail_again_is_not_retried(
     assert caught.value is error or str(caught.value) == str(error)
     assert step_flow.calls == ["gather", "fit"]
     assert not list(Path(config.paths.root).glob("fit-*"))
+
+
+SERIALIZED = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "make space"),
+        (RuntimeError(SERIALIZED), "make space"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "set paths.root and paths.runs"),
+    ],
+)
+def test_a_fault_of_the_disk_says_what_to_do_in_prefect_too(
+    config: PipelineConfig,
+    states: States,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    advice: str,
+) -> None:
+    monkeypatch.setattr(step_flow, "fit", fit.with_options(retries=0))
+    step_flow.fault["x"] = error
+    state: Any = chain(config, return_state=True)
+    assert f"{error}; {advice}" in state.message
+    assert state.message.endswith("start it again: what is finished stays")
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("a.csv: Permission denied"), RuntimeError("another fault")]
+)
+def test_other_faults_stay_as_they_are(config: PipelineConfig, error: Exception) -> None:
+    step_flow.fault["x"] = error
+    with pytest.raises(type(error)) as caught:
+        run_directly(config)
+    assert caught.value is error
 
 
 def test_backoff_grows_and_has_jitter() -> None:

@@ -67,6 +67,19 @@ def test_reads_some_columns_in_the_order_asked_for(tmp_path: Path) -> None:
         read_table(tmp_path / "t.parquet", "prompts", ["color"])
 
 
+def test_reads_some_rows(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", "candidates", candidates())
+    found = read_table(
+        tmp_path / "t.parquet",
+        "candidates",
+        ["response", "seed"],
+        among=("candidate_id", ["b", "elsewhere"]),
+    )
+    assert found.columns.to_list() == ["response", "seed"]
+    assert found["response"].to_list() == ["y"]
+    assert found["seed"].dtype == "Int64"
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_may_be_empty(tmp_path: Path, name: str) -> None:
     bare = write_table(tmp_path / "a.parquet", name, pd.DataFrame([]))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import pandas as pd
 
@@ -21,7 +22,7 @@ from tasks.reporting.gather import RunData, gather, metric_series
 from tasks.reporting.lineage import lineage_sheet
 from tasks.reporting.plots import annotator_panels, curve_panels, headline_panels
 from tasks.reporting.samples import Samples, choose_samples
-from tasks.reporting.sheets import Sheet, agreement_sheet, evaluation_sheet
+from tasks.reporting.sheets import Sheet, agreement_sheet, evaluation_sheet, ratings_sheet
 from tasks.step import open_store
 
 logger = logging.getLogger(__name__)
@@ -35,72 +36,121 @@ LIVE_PANELS = 6
 MAX_CELL = 1500
 """Characters of a text in a table artifact."""
 
-
-SHEETS = {
-    "evaluation": "models compared",
-    "samples": "texts side by side",
-    "annotators": "annotators",
-    "agreement": "their agreement",
-    "lineage": "lineage",
+TITLES = {
+    "evaluation": "Models compared, with 95 % intervals",
+    "samples": "Texts side by side, a random draw",
+    "ratings": "Texts and their ratings, a random draw",
+    "annotators": "Annotators: agreement, reliability, what sways them",
+    "agreement": "Agreement of annotators",
+    "ppo-curves": "PPO's curves",
+    "lineage": "Every step, its key and what it read",
 }
-"""Artifacts beside the report, and what it calls them."""
+"""Artifacts beside the report, by key."""
 
 
 def publish_artifacts(data: RunData, headline: Headline) -> list[str]:
-    """Publish what is there; returns the keys that were published."""
+    """Publish what is there, the report with links to the rest and back; returns the keys."""
     if not _inside_flow_run():
         return []
     from prefect.artifacts import create_markdown_artifact
 
-    def report() -> None:
-        text = markdown(data, headline)
-        create_markdown_artifact(markdown=text, key="report", description=headline.sentence)
+    def create(key: str, text: str, title: str) -> UUID | None:
+        make = partial(create_markdown_artifact, markdown=text, key=key, description=title)
+        made: UUID | None = _tried(key, make)
+        return made
 
-    published = ["report"] if _taken("report", report) else []
-    if not published:
+    text = markdown(data, headline)
+    report_id = create("report", text, headline.sentence)
+    if report_id is None:
         return []
-    if people := annotator_panels(data):
-        text = f"![Annotators]({png_data_uri(people, columns=2)})"
-        title = "Annotators: agreement, reliability, what sways them"
-        make = partial(create_markdown_artifact, markdown=text, key="annotators", description=title)
-        published += ["annotators"] if _taken("annotators", make) else []
-    return published + _publish_tables(
-        ("evaluation", _records(evaluation_sheet(data)), "Models compared, with 95 % intervals"),
-        ("samples", _sample_records(choose_samples(data)), "Texts side by side, a random draw"),
-        ("agreement", _records(agreement_sheet(data)), "Agreement of annotators"),
-        ("lineage", _records(lineage_sheet(data)), "Every step, its key and what it read"),
+    titles = {key: f"{title} ([report]({_link(report_id)}))" for key, title in TITLES.items()}
+    rest = _publish_tables(
+        ("evaluation", _records(evaluation_sheet(data)), titles["evaluation"]),
+        ("samples", _sample_records(choose_samples(data)), titles["samples"]),
+        ("ratings", _records(ratings_sheet(data)), titles["ratings"]),
+        ("agreement", _records(agreement_sheet(data)), titles["agreement"]),
+        ("lineage", _records(lineage_sheet(data)), titles["lineage"]),
     )
+    if people := annotator_panels(data):
+        picture = f"![Annotators]({png_data_uri(people, columns=2)})"
+        if made := create("annotators", picture, titles["annotators"]):
+            rest["annotators"] = made
+    if drawn := _tried("ppo-curves", _curves_of_this_run):
+        rest["ppo-curves"] = drawn
+        _tried("ppo-curves", partial(_update, drawn, description=titles["ppo-curves"]))
+    more = [f"- [{title}]({_link(rest[key])})" for key, title in TITLES.items() if key in rest]
+    text = "\n".join([text, "## More", "", *more, ""])
+    _tried("report", partial(_update, report_id, data=text))
+    return ["report", *rest]
 
 
 def publish_comparison(config: PipelineConfig, result: StepResult, title: str) -> list[str]:
     """Publish the tables of an evaluation by itself; returns the keys that were published."""
     data = gather(config, {"evaluate": result}, gate=None, statuses={}, store=open_store(config))
-    return _publish_tables(
+    published = _publish_tables(
         ("comparison", _records(evaluation_sheet(data)), title),
         ("comparison-samples", _sample_records(choose_samples(data)), title),
     )
+    return list(published)
 
 
-def _publish_tables(*tables: tuple[str, list[dict[str, Any]], str]) -> list[str]:
+def _publish_tables(*tables: tuple[str, list[dict[str, Any]], str]) -> dict[str, UUID]:
     from prefect.artifacts import create_table_artifact
 
-    published = []
+    ids = {}
     for key, rows, title in tables:
         if not rows:
             continue
-        if not _taken(key, partial(create_table_artifact, table=rows, key=key, description=title)):
+        make = partial(create_table_artifact, table=rows, key=key, description=title)
+        if (made := _tried(key, make)) is None:
             break
-        published.append(key)
-    return published
+        ids[key] = made
+    return ids
 
 
-def _taken(key: str, create: Callable[[], object]) -> bool:
+def _tried(key: str, call: Callable[[], Any]) -> Any:
     try:
-        create()
+        return call()
     except Exception as error:  # the API may be away, full or old: none of it is the run's fault
         logger.warning("Prefect did not take the artifact %s: %s", key, error)
-        return False
-    return True
+        return None
+
+
+def _curves_of_this_run() -> UUID | None:
+    """None where PPO was cached, or too quick for a picture."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        ArtifactFilter,
+        ArtifactFilterKey,
+        FlowRunFilter,
+        FlowRunFilterId,
+    )
+    from prefect.client.schemas.sorting import ArtifactSort
+    from prefect.utilities.context import get_task_and_flow_run_ids
+
+    _, run_id = get_task_and_flow_run_ids()
+    if run_id is None:
+        return None
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["ppo-curves"])),
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])),
+            sort=ArtifactSort.UPDATED_DESC,
+            limit=1,
+        )
+    return found[0].id if found else None
+
+
+def _update(artifact_id: UUID, **changes: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import ArtifactUpdate
+
+    with get_client(sync_client=True) as client:
+        client.update_artifact(artifact_id, ArtifactUpdate(**changes))
+
+
+def _link(artifact_id: UUID) -> str:
+    return f"/artifacts/artifact/{artifact_id}"
 
 
 def curves(metrics: Sequence[tuple[int, str, float]], updates: int) -> State:
@@ -136,10 +186,7 @@ def markdown(data: RunData, headline: Headline) -> str:
         lines += [f"| {tile.label} | **{tile.value}** | {tile.detail} |" for tile in headline.tiles]
     doubts = ["", "## How it could be wrong", ""]
     doubts += [f"- **{note.title}.** {note.text}" for note in caveats(data)]
-    links = [f"[{title}](/artifacts/key/{key})" for key, title in SHEETS.items()]
     end = [
-        "",
-        f"More: {', '.join(links)}.",
         "",
         f"The whole report: `{data.config.paths.runs}/{data.config.name}/report.html`",
         "",
@@ -155,7 +202,8 @@ def markdown(data: RunData, headline: Headline) -> str:
 
 
 def _records(sheet: Sheet | None) -> list[dict[str, Any]]:
-    return [] if sheet is None else [dict(record) for record in sheet.records()]
+    records = [] if sheet is None else sheet.records()
+    return [{name: text[:MAX_CELL] for name, text in record.items()} for record in records]
 
 
 def _sample_records(samples: Samples | None) -> list[dict[str, Any]]:

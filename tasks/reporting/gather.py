@@ -1,5 +1,6 @@
 """Everything that a run has published, read once through the store."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,10 @@ COUNTED_ONLY = {
 """Tables of which the report needs the splits only: their texts may be larger than the memory."""
 
 NOT_READ = {"candidates", "rankings", "repeats"}
-"""Tables of which the report needs nothing but the number of rows."""
+"""Tables of which the report needs the number of rows, or few of the rows."""
+
+RATED_PROMPTS, RATED_TEXTS = 20, 200
+"""How many prompts, and at most texts, are shown with their ratings."""
 
 
 class Verdict(Protocol):
@@ -116,6 +120,11 @@ def metric_series(metrics: pd.DataFrame, name: str) -> pd.Series | None:
     return pd.Series(rows["value"].to_numpy(), index=rows["step"].to_numpy()).sort_index()
 
 
+def place_in_draw(prompt_id: str, seed: int) -> str:
+    """Who shows the first few prompts by this shows a choice that nobody could have polished."""
+    return hashlib.sha256(f"{seed}\x1f{prompt_id}".encode()).hexdigest()
+
+
 def gather(
     config: PipelineConfig,
     results: Mapping[str, StepResult],
@@ -150,8 +159,32 @@ def gather(
                 data.metrics[step] = frame
             else:
                 data.tables[step, name] = frame
+    _add_rated_texts(data, store)
     _add_judgements(data, store)
     return data
+
+
+def _add_rated_texts(data: RunData, store: ArtifactStore) -> None:
+    """Texts of a random draw of prompts with their ratings, the best of each prompt first."""
+    ratings = data.table("rate", "ratings")
+    if ratings is None or not {"ingest", "feedback"} <= data.results.keys():
+        return
+    seed = data.config.seed
+    drawn = sorted(ratings["prompt_id"].unique(), key=lambda name: place_in_draw(name, seed))
+    among = ("prompt_id", drawn[:RATED_PROMPTS])
+    prompts, candidates = (
+        data.results[step].tables[table]
+        for step, table in (("ingest", "prompts"), ("feedback", "candidates"))
+    )
+    try:
+        asked = store.open_table(prompts, ["prompt_id", "prompt"], among=among)
+        texts = store.open_table(candidates, ["candidate_id", "response"], among=among)
+    except (ArtifactDamaged, OSError, ValueError) as error:
+        _unreadable(data, error)
+        return
+    rated = ratings.merge(texts, on="candidate_id").merge(asked, on="prompt_id")
+    rated = rated.sort_values(["prompt_id", "elo"], ascending=[True, False], kind="stable")
+    data.tables["rate", "rated_texts"] = rated.head(RATED_TEXTS)
 
 
 def _add_judgements(data: RunData, store: ArtifactStore) -> None:

@@ -1,11 +1,10 @@
 """Which texts the report shows side by side: a fair random choice, and PPO's worst losses."""
 
-import hashlib
 from typing import NamedTuple
 
 import pandas as pd
 
-from tasks.reporting.gather import RunData
+from tasks.reporting.gather import RunData, place_in_draw
 from tasks.reporting.numbers import model_name
 
 
@@ -51,17 +50,13 @@ def choose_samples(data: RunData) -> Samples | None:
     by_prompt = {str(name): group for name, group in first.groupby("prompt_id", sort=True)}
     complete = [name for name, group in by_prompt.items() if len(group) == len(models)]
     count = data.config.report.samples
-    chosen = sorted(complete, key=lambda name: _draw(name, data.config.seed))[:count]
+    chosen = sorted(complete, key=lambda name: place_in_draw(name, data.config.seed))[:count]
     worst = _worst(by_prompt, complete, max(2, count // 3))
     return Samples(
         [_compare(by_prompt[name], models) for name in chosen],
         [_compare(by_prompt[name], models) for name in worst],
         len(complete),
     )
-
-
-def _draw(prompt_id: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed}\x1f{prompt_id}".encode()).hexdigest()
 
 
 def _worst(by_prompt: dict[str, pd.DataFrame], complete: list[str], count: int) -> list[str]:

@@ -156,6 +156,21 @@ def further_sheet(data: RunData) -> Sheet | None:
     return sheet if sheet.rows else None
 
 
+def ratings_sheet(data: RunData) -> Sheet | None:
+    """Texts of a random draw of prompts with what people think of them, the best first."""
+    frame = data.table("rate", "rated_texts")
+    if frame is None:
+        return None
+    columns = ["Prompt", "Response", "Elo", "Standard error", "Comparisons"]
+    sheet = Sheet(columns, text_columns={0, 1})
+    for row in frame.to_dict("records"):
+        error = row["elo_stderr"]
+        numbers = (round(row["elo"]), None if pd.isna(error) else round(error))
+        texts = [str(row["prompt"]), str(row["response"]), *map(number, numbers)]
+        sheet.rows.append([Cell(text) for text in [*texts, number(int(row["num_comparisons"]))]])
+    return sheet
+
+
 def agreement_sheet(data: RunData) -> Sheet | None:
     """Annotators by measures of agreement; careless ones are marked."""
     frame = data.table("rate", "agreement")

@@ -1,0 +1,174 @@
+"""The pipeline once per seed, side by side: how far its numbers are luck.
+
+PyTorch's seed and our log belong to the process, so seeds that run at once have processes of their
+own. A seed's artifacts are those that it has when it runs alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from pydantic import Field
+
+from flows.journal import RunSummary, duration
+from flows.rlhf import PpoNotStarted, rlhf_pipeline
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import InputError
+from rlhf_core.recipe import parse_config
+from tasks.prefect_task import run_logger
+from tasks.spread import side_by_side
+
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+NUMBERS = (
+    ("PPO wins against SFT by the task metric, %", "evaluate", "ppo/task_win_rate", 100),
+    ("... at its best temperature, %", "evaluate", "ppo/task_win_rate_vs_best_sft", 100),
+    ("PPO wins against SFT by the reward model, %", "evaluate", "ppo/win_rate", 100),
+    ("task metric, SFT", "evaluate", "sft/task_metric", 1),
+    ("task metric, PPO", "evaluate", "ppo/task_metric", 1),
+    ("KL of PPO to SFT, nats per text", "evaluate", "ppo/kl", 1),
+    ("length of SFT, tokens", "evaluate", "sft/length", 1),
+    ("length of PPO, tokens", "evaluate", "ppo/length", 1),
+    ("reward model right on held-out pairs, %", "reward", "accuracy", 100),
+)
+"""Label, step, fact, and what it is multiplied by."""
+
+
+class SeedsFailed(RuntimeError):
+    """Some seeds did not come to their end; the message says which and why.
+
+    Attributes:
+        summaries: of those that did, and of those that the gate has stopped.
+        exit_code: of the first that did not.
+    """
+
+    def __init__(self, message: str, summaries: dict[int, RunSummary], exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.summaries, self.exit_code = summaries, exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.summaries, self.exit_code)
+
+
+def flow_run_name() -> str:
+    """`<name> · seeds 0, 1, 2`."""
+    from prefect.runtime import flow_run
+
+    config, seeds = (flow_run.parameters[name] for name in ("config", "seeds"))
+    name = config["name"] if isinstance(config, dict) else config.name
+    return f"{name} · seeds {', '.join(map(str, seeds))}"
+
+
+@flow(name="rlhf-seeds", flow_run_name=flow_run_name)
+def several_seeds(
+    config: PipelineConfig,
+    seeds: Annotated[
+        tuple[Seed, ...],
+        Field(min_length=1, title="Seeds", description="One run for each of them."),
+    ] = (0, 1, 2),
+) -> dict[int, RunSummary]:
+    """Run the whole pipeline once per seed, `runtime.workers` at once, and compare the runs.
+
+    Args:
+        config: The recipe; its seed is not used, and every run has its own added to the name.
+        seeds: One run for each of them.
+
+    Returns:
+        Seed -> what its run did.
+
+    Raises:
+        InputError: a seed is given twice, or people would have to rank.
+        SeedsFailed: some did not come to their end; the others did.
+    """
+    configs = seeded(config, seeds)
+    at_once = min(config.runtime.workers, len(seeds))
+    run_logger().info("%d seeds, %d at once", len(seeds), at_once)
+    summaries: dict[int, RunSummary] = {}
+    faults: dict[int, Exception] = {}
+    for seed, result in _results(config, configs):
+        if isinstance(result, RunSummary):
+            summaries[seed] = result
+            run_logger().info("seed %d is done in %s", seed, duration(result.seconds))
+            continue
+        faults[seed] = result
+        if isinstance(result, PpoNotStarted):
+            summaries[seed] = result.summary
+        run_logger().warning("seed %d: %s", seed, result)
+    summaries = {seed: summaries[seed] for seed in seeds if seed in summaries}
+    if rows := seeds_table(summaries):
+        create_table_artifact(table=rows, key="seeds", description=f"{config.name}, seed by seed")
+    if faults:
+        first = next(faults[seed] for seed in seeds if seed in faults)
+        words = [f"seed {seed}: {faults[seed]}" for seed in seeds if seed in faults]
+        what = f"{len(faults)} of {len(seeds)} seeds did not come to their end"
+        code = int(getattr(first, "exit_code", 1))
+        raise SeedsFailed(f"{what}: {'; '.join(words)}", summaries, code) from first
+    return summaries
+
+
+def seeded(config: PipelineConfig, seeds: Sequence[int]) -> dict[int, PipelineConfig]:
+    """Seed -> its recipe; where several run at once, each has one worker.
+
+    Raises:
+        InputError: a seed is given twice or none is, or people would have to rank.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds: each once, got {', '.join(map(str, seeds))}")
+    if config.feedback.asks_people:
+        raise InputError(
+            f"seeds: feedback.source is {config.feedback.source}, and people would have to rank "
+            "the texts of every seed; run them one after another, each with --set seed=N"
+        )
+    at_once = min(config.runtime.workers, len(seeds))
+    plain = config.model_dump()
+    if at_once > 1:
+        plain["runtime"] |= {"workers": 1}
+    return {
+        seed: parse_config({**plain, "seed": seed, "name": f"{config.name}-seed-{seed}"})
+        for seed in seeds
+    }
+
+
+def _results(
+    config: PipelineConfig, configs: Mapping[int, PipelineConfig]
+) -> Iterator[tuple[int, Any]]:
+    """Seed and summary, or exception, of every run as it ends."""
+    runtime = config.runtime
+    if min(runtime.workers, len(configs)) == 1:
+        for seed, one in configs.items():
+            yield seed, rlhf_pipeline(one, return_state=True).result(raise_on_failure=False)
+        return
+    if runtime.runner == "threads":
+        runtime = runtime.model_copy(update={"runner": "process"})
+    parts = {f"seed {seed}": partial(_run, one) for seed, one in configs.items()}
+    with closing(side_by_side(runtime, "seed", parts)) as ended:
+        for name, future in ended:
+            yield int(name.split()[-1]), future.result(raise_on_failure=False)
+
+
+def _run(config: PipelineConfig) -> RunSummary:
+    return rlhf_pipeline(config)
+
+
+def seeds_table(summaries: Mapping[int, RunSummary]) -> list[dict[str, str]]:
+    """A row per number: its value by seed, mean, and standard deviation over the seeds."""
+    rows = []
+    for label, step, fact, factor in NUMBERS:
+        found = {
+            seed: summary.results[step].facts.get(fact) if step in summary.results else None
+            for seed, summary in summaries.items()
+        }
+        values = [factor * value for value in found.values() if isinstance(value, int | float)]
+        if not values:
+            continue
+        cells = {
+            f"seed {seed}": f"{factor * value:.4g}" if isinstance(value, int | float) else "–"
+            for seed, value in found.items()
+        }
+        spread = f"{stdev(values):.2g}" if len(values) > 1 else "–"
+        rows.append({"number": label, **cells, "mean": f"{mean(values):.4g}", "deviation": spread})
+    return rows
