@@ -1,5 +1,6 @@
 """The same numbers in every model family: padded or not, batched or alone, cached or not."""
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ SHAPE = {
     "max_position_embeddings": 64, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None,
     "initializer_range": 0.3,
 }  # fmt: skip
-GATED = SHAPE | {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
+GATED = SHAPE | {
+    "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+"""Two heads of queries share each head of keys: which ones matters."""
 
 
 def configs() -> dict[str, Any]:
@@ -160,6 +164,33 @@ def check_decoding(lm: Any, prompts: Texts, pad_id: int, eos_id: int) -> set[int
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logprobs_and_values_are_those_of_the_text_alone(name: str) -> None:
     check_logprobs_and_values(family(name), PROMPTS, RESPONSES, PAD)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_are_those_of_the_texts_alone(name: str, attention: str) -> None:
+    lm = copy.deepcopy(family(name))
+    if attention == "sdpa" and not lm._supports_sdpa:
+        pytest.skip(f"transformers has no fused attention for {name}")
+    lm.set_attn_implementation(attention)
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(len(ids), VOCAB, generator=generator) for ids in RESPONSES]
+    parameters = list(lm.parameters())
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+    actual = gradients(
+        (response_logits(lm, batch_of(PROMPTS, RESPONSES)) * torch.cat(weights)).sum()
+    )
+    expected = torch.tensor(0.0)
+    for prompt, response, weight in zip(PROMPTS, RESPONSES, weights, strict=True):
+        expected = (
+            expected + (lm(alone(prompt, response)).logits[0, len(prompt) - 1 : -1] * weight).sum()
+        )
+    for mine, wanted in zip(actual, gradients(expected), strict=True):
+        if wanted is not None:
+            torch.testing.assert_close(mine, wanted, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("score_at", ["last", "token"])
