@@ -118,9 +118,8 @@ def _pause(config: PipelineConfig, words: str, *, key: str, inputs: dict[str, An
             while not over.wait(max(POLL_SECONDS, people.poll_seconds)):
                 people.pull()
                 words = people.missing()
-                if not words and resume(run_id, GO_ON):
-                    return
-                if time.monotonic() > deadline and resume(run_id, time_is_over(config, words)):
+                decision = time_is_over(config, words) if words else GO_ON
+                if (not words or time.monotonic() > deadline) and resume(run_id, decision):
                     return
 
         log.info("%s; paused until enough have come, at %s", words, people.url)

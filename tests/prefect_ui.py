@@ -7,7 +7,7 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 from test_deployments import Server
 
 
@@ -59,9 +59,22 @@ class PrefectUi(Screen):
 
     def submit(self) -> None:
         """Press the form's button."""
-        self.driver.execute_script(
-            "[...document.querySelectorAll('button')].find(b => b.innerText == 'Submit').click()"
+        self.press("Submit")
+
+    def press(self, words: str) -> None:
+        """Press a button of the page, once it is there."""
+        button = (
+            f"[...document.querySelectorAll('button')].find(b => b.innerText.trim() == {words!r})"
         )
+        self.until(f"return {button} !== undefined")
+        self.driver.execute_script(f"{button}.click()")
+
+    def decide(self, decision: str, reason: str) -> None:
+        """Fill in the form behind a waiting run's Resume."""
+        self.press("Resume")
+        self.until("return document.querySelector('.p-modal select option') !== null")
+        Select(self.find(".p-modal select")).select_by_value(decision)
+        self.find(".p-modal textarea").send_keys(reason)
 
     def says(self, words: str) -> None:
         """Wait until the page has these words."""

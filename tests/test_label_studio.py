@@ -6,6 +6,7 @@ everywhere.
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import yaml
 from ranking_server import some_items
 from test_deployments import BIN, process, started_server, tiny
 from test_flow import TINY
-from test_waiting import states, wait_for
+from test_waiting import ENDING_SECONDS, kill, states, wait_for
 
 from flows.command import main
 from rlhf_core.config import PipelineConfig
@@ -289,7 +290,7 @@ def test_a_run_goes_through_label_studio(studio: Studio, token: None, tmp_path: 
 def test_a_suspended_run_is_woken_by_what_is_said_in_label_studio(
     studio: Studio, tmp_path: Path
 ) -> None:
-    """A deployment; its token lies in a Secret block of the server."""
+    """A deployment; its token lies in a Secret block of the server. `rlhf rank` wakes the run."""
     config = tiny(
         tmp_path,
         feedback={
@@ -307,17 +308,23 @@ def test_a_suspended_run_is_woken_by_what_is_said_in_label_studio(
             f"Secret(value='{TOKEN}').save('studio', overwrite=True)"
         )
         assert server.command(sys.executable, "-c", code).returncode == 0
-        words = ["prefect", "worker", "start", "--pool", "rlhf"]
+        worker = ["prefect", "worker", "start", "--pool", "rlhf"]
         environment = {**server.environment, "RLHF_HOME": str(PROJECT)}
-        with process(words, tmp_path / "worker.log", environment):
-            run_id = server.start_run("rlhf/demo", {"config": config})
-            wait_for(server, run_id, "Suspended")
-            before = server.start_run("rlhf-resume/resume", {})
-            assert server.wait(before)["state_type"] == "COMPLETED"
-            assert server.run(run_id)["state_name"] == "Suspended"
+        doomed = subprocess.Popen(worker, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL)
+        run_id = server.start_run("rlhf/demo", {"config": config})
+        wait_for(server, run_id, "Suspended")
+        time.sleep(ENDING_SECONDS)
+        kill(doomed)
+        rank = [sys.executable, "-u", "-m", "flows.command", "rank", run_id]
+        log = tmp_path / "rank.log"
+        with (
+            process(worker, tmp_path / "worker.log", environment),
+            process(rank, log, server.environment),
+        ):
+            wait_until(lambda: "prompts to rank at" in log.read_text(), log)
             tasks = studio.rank_all("suspended")
-            server.start_run("rlhf-resume/resume", {})
             assert server.wait(run_id)["state_type"] == "COMPLETED"
+        assert "goes on" in log.read_text()
         found = states(server, run_id)
         kept = [one["message"] for one in server.filter("logs", limit=200)]
     assert found["sft"][-1] == found["sample"][-1] == "Cached"

@@ -11,6 +11,7 @@ import pytest
 from browser import chromium
 from prefect_ui import PrefectUi
 from test_deployments import BIN, PROJECT, Server, process, started_server, tiny
+from test_waiting import of_people, wait_for
 
 from tasks.reporting.lineage import load_run
 
@@ -84,3 +85,19 @@ def test_a_run_is_started_in_the_form_and_does_what_was_filled_in(
         for key, words in (("samples", "prompt"), ("lineage", "sft"), ("evaluation", "PPO")):
             ui.show_artifact(run_id, key)
             ui.says(words)
+
+
+def test_a_person_decides_in_the_form_behind_resume(server: Server, tmp_path: Path) -> None:
+    run_id = server.start_run("rlhf/demo", {"config": of_people(tmp_path, wait="suspend")})
+    wait_for(server, run_id, "Suspended", SECONDS)
+    with chromium(1400, 1100) as driver:
+        ui = PrefectUi(driver, server)
+        ui.show_run(run_id)
+        ui.decide("stop", "We have no time.")
+        ui.says("waits for people: 0 of ")
+        ui.submit()
+        found = server.wait(run_id)
+        assert found["state_type"] == "FAILED"
+        assert "We have no time." in found["state"]["message"]
+        ui.show_run(run_id)
+        ui.says("Failed")

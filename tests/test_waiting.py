@@ -142,15 +142,43 @@ def states(server: Server, run_id: str) -> dict[str, list[str]]:
     return found
 
 
-def test_a_suspended_run_is_ranked_and_goes_on_by_itself(deployed: Server, tmp_path: Path) -> None:
+@contextmanager
+def serving(server: Server) -> Iterator[None]:
+    """`make serve`: the deployments without a pool, each run in a process of this one's."""
+    words = [sys.executable, str(PROJECT / "deployments" / "serve.py")]
+    with process(words, server.folder / "serve.log", server.environment):
+        deadline = time.monotonic() + START_SECONDS
+        while server.ask("GET", "/deployments/name/rlhf-resume/resume").status_code != 200:
+            assert time.monotonic() < deadline, (server.folder / "serve.log").read_text()
+            time.sleep(0.3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server to which nothing is deployed."""
+    with started_server(tmp_path_factory.mktemp("served")) as server:
+        yield server
+
+
+ENDING_SECONDS = 10
+"""The process of a suspended run ends a moment after its state says so."""
+
+
+@pytest.mark.parametrize(("where", "runner"), [("deployed", worker), ("bare", serving)])
+def test_a_suspended_run_is_ranked_and_goes_on_by_itself(
+    where: str, runner: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    deployed: Server = request.getfixturevalue(where)
     config = of_people(tmp_path, wait="suspend")
-    with worker(deployed):
+    with runner(deployed):
         run_id = deployed.start_run("rlhf/demo", {"config": config})
         wait_for(deployed, run_id, "Suspended")
+        time.sleep(ENDING_SECONDS)
     form = deployed.ask("GET", f"/flow_runs/{run_id}/input/suspended-people-0-description").json()
     run = form.partition("`rlhf rank ")[2].partition("`")[0]
     assert run == run_id
-    with worker(deployed), ranking_page(deployed, config, tmp_path / "rank.log", run) as links:
+    with runner(deployed), ranking_page(deployed, config, tmp_path / "rank.log", run) as links:
         count = rank_all(links, shortest_first)
         assert deployed.wait(run_id)["state_type"] == "COMPLETED"
     assert "goes on" in (tmp_path / "rank.log").read_text()
