@@ -4,7 +4,9 @@ Dask and Ray are optional; without them their tests are skipped.
 """
 
 import importlib.util
+import multiprocessing
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,17 @@ import torch
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.task_runners import ThreadPoolTaskRunner
-from test_flow import TINY, Place, contents, ran
+from test_flow import PROCESS_SECONDS, TINY, Place, contents, ran
 
 from rlhf_core.recipe import parse_config
 from tasks import step as steps
 from tasks.prefect_task import GPU_LIMIT, gpu_slot
 from tasks.step import StepRun
+
+pytestmark = pytest.mark.timeout(900)
 
 SPREAD = {"sample", "evaluate"}
 RUNNERS = [
@@ -53,21 +59,62 @@ def alone(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Pla
     return place
 
 
-@pytest.fixture
-def again(alone: Place, tmp_path: Path) -> Place:
-    """A copy of it in which the steps that can be shared out have to run again."""
-    place = Place(tmp_path / "again")
+def without(steps: set[str], alone: Place, folder: Path) -> Place:
+    """A copy of it in which these steps have to run again."""
+    place = Place(folder)
     shutil.copytree(alone.folder, place.folder, symlinks=True)
-    for step in SPREAD:
+    for step in steps:
         shutil.rmtree(place.artifact(step))
     return place
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_workers_make_the_same_artifacts(alone: Place, again: Place, runner: str) -> None:
+def test_workers_make_the_same_artifacts(alone: Place, tmp_path: Path, runner: str) -> None:
     need(runner)
+    again = without(SPREAD, alone, tmp_path / "again")
     summary = again.flow(**sections(workers=2, runner=runner))
     assert ran(summary) == SPREAD | {"report"}
+    assert contents(again.run) == contents(alone.run)
+    parts = [name for name in task_runs_of_the_last_flow() if " · tiny · " not in name]
+    assert len([name for name in parts if name.startswith("sample · ")]) == 4
+    assert len([name for name in parts if name.startswith("evaluate · ")]) > 2
+
+
+def task_runs_of_the_last_flow() -> list[str]:
+    """Names on the server; a shard that no worker was given has none."""
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        ours = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        deadline = time.monotonic() + PROCESS_SECONDS
+        while True:
+            found = client.read_task_runs(flow_run_filter=ours, limit=200)
+            if any(one.name.startswith("report · ") for one in found):
+                return [one.name for one in found]  # written after the others
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_its_shard_only(alone: Place, tmp_path: Path) -> None:
+    """The step's own retry goes on from the shards that are there."""
+    again = without({"sample"}, alone, tmp_path / "again")
+    before = set(multiprocessing.active_children())
+    killed, over = threading.Event(), threading.Event()
+
+    def kill_one() -> None:
+        while not killed.is_set() and not over.wait(0.01):
+            workers = set(multiprocessing.active_children()) - before
+            if workers and any(again.root.glob("_work/sample-*/*.parquet")):
+                workers.pop().kill()
+                killed.set()
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    summary = again.flow(**sections(workers=2, runner="process"))
+    over.set()
+    thread.join()
+    assert killed.is_set()
+    assert ran(summary) == {"sample", "report"}
     assert contents(again.run) == contents(alone.run)
 
 
