@@ -1,9 +1,9 @@
 """Trackers that people already use: every training step's metrics, while it trains.
 
 TensorBoard, MLflow, Weights & Biases and Trackio through Accelerate's trackers, which are extras.
-One run per step, grouped by the run's name. What is local lies in `<runs>/<name>/tracking`; where a
-tracker's own environment variables name a server, it goes there. A tracker that fails is left out
-with a warning: the report has all of it anyway.
+One run per step and content of its inputs, grouped by the flow run. What is local lies in
+`<runs>/<name>/tracking`; where a tracker's own environment variables name a server, or an account,
+it goes there. A tracker that fails is left out with a warning: the report has all of it anyway.
 """
 
 import importlib.util
@@ -95,31 +95,41 @@ def _start(name: Tracker, run: "StepRun") -> Any:
     from accelerate import tracking as theirs
 
     PartialState()  # what their loggers ask for the process that may write
-    config, step = run.config, run.step
+    config, title = run.config, f"{run.step}-{run.key[:8]}"
     folder = Path(config.paths.runs).expanduser().absolute() / config.name / "tracking"
     folder.mkdir(parents=True, exist_ok=True)
     tracker: Any
     if name == "tensorboard":
-        tracker = theirs.TensorBoardTracker(step, logging_dir=folder / "tensorboard")
+        tracker = theirs.TensorBoardTracker(title, logging_dir=folder / "tensorboard")
     elif name == "mlflow":
         import mlflow
 
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         tracker = theirs.MLflowTracker(
-            config.name, logging_dir=str(folder / "mlflow"), run_name=step, tags=_tags(run)
+            config.name, logging_dir=str(folder / "mlflow"), run_name=title, tags=_tags(run)
         )
     elif name == "wandb":
-        tracker = theirs.WandBTracker(config.name, name=step, group=_group(run), dir=str(folder))
+        import wandb
+
+        # Without an account it would ask for one, and fail.
+        known = os.environ.get("WANDB_MODE") or wandb.login(prompt=False)
+        options = {"dir": str(folder), "mode": None if known else "offline"}
+        tracker = theirs.WandBTracker(config.name, name=title, group=_group(run), **options)
     else:
-        tracker = theirs.TrackioTracker(config.name, name=step, group=_group(run))
+        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+        tracker = theirs.TrackioTracker(config.name, name=title, group=_group(run))
     tracker.start()
     tracker.store_init_configuration(_parameters(run))
     return tracker
 
 
 def _group(run: "StepRun") -> str:
-    return f"{run.config.name} · seed {run.config.seed}"
+    """Name and seed, and which of the flow runs of that name it is."""
+    from prefect import runtime
+
+    group = f"{run.config.name} · seed {run.config.seed}"
+    return f"{group} · {runtime.flow_run.id[:8]}" if runtime.flow_run.id else group
 
 
 def _tags(run: "StepRun") -> dict[str, str]:

@@ -2,10 +2,16 @@
 
 import importlib.util
 import logging
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect import flow, task
+from prefect.runtime import flow_run
 from test_flow import TINY
 
 from flows.rlhf import rlhf_pipeline
@@ -76,6 +82,79 @@ def test_a_tracker_that_fails_is_left_out(
     assert line == "the tracker mlflow is left out: ConnectionError: the server is away"
 
 
+class Started:
+    """Stands for all of Accelerate's trackers, and notes how they were made."""
+
+    def __init__(self, run_name: str, /, **options: Any) -> None:
+        self.run_name, self.options = run_name, options
+
+    def start(self) -> None:
+        pass
+
+    def store_init_configuration(self, values: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Started]:
+    """Starts a tracker for a step of a given key; whatever is installed."""
+    theirs = pytest.importorskip("accelerate.tracking")
+    for name in ("TensorBoard", "WandB", "Trackio"):
+        monkeypatch.setattr(theirs, f"{name}Tracker", Started)
+    for variable in ("WANDB_MODE", "WANDB_API_KEY", "TRACKIO_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    config = config_of(tmp_path)
+
+    def start(name: Any, key: str) -> Started:
+        started = tracking._start(name, StepRun("sft", key, config, open_store(config), None))
+        assert isinstance(started, Started)
+        return started
+
+    return start
+
+
+def with_wandb(monkeypatch: pytest.MonkeyPatch, *, account: bool) -> None:
+    fake = SimpleNamespace(login=lambda *, prompt: account and not prompt)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+
+
+def test_other_settings_are_another_run(
+    start: Callable[[str, str], Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_wandb(monkeypatch, account=False)
+    assert start("tensorboard", "0123456789abcdef").run_name == "sft-01234567"
+    for name in ("wandb", "trackio"):
+        assert start(name, "0123456789abcdef").options["name"] == "sft-01234567"
+        assert start(name, "fedcba9876543210").options["name"] == "sft-fedcba98"
+
+
+def test_runs_are_grouped_by_the_flow_run(
+    prefect_server: None, start: Callable[[str, str], Started]
+) -> None:
+    @flow
+    def outer() -> tuple[str, str]:
+        started = task(start)
+        return str(flow_run.id), str(started("trackio", "k" * 16).options["group"])
+
+    (first, group), (second, other) = outer(), outer()
+    assert group == f"tiny · seed 0 · {first[:8]}"
+    assert other == f"tiny · seed 0 · {second[:8]}"
+    assert start("trackio", "k" * 16).options["group"] == "tiny · seed 0"
+
+
+def test_without_an_account_all_stays_in_the_run_s_folder(
+    start: Callable[[str, str], Started], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_wandb(monkeypatch, account=True)
+    assert start("wandb", "k").options["mode"] is None
+    with_wandb(monkeypatch, account=False)
+    folder = tmp_path / "runs" / "tiny" / "tracking"
+    options = start("wandb", "k").options
+    assert (options["dir"], options["mode"]) == (str(folder), "offline")
+    start("trackio", "k")
+    assert os.environ["TRACKIO_DIR"] == str(folder / "trackio")
+
+
 def test_tensorboard_has_every_number(prefect_server: None, tmp_path: Path) -> None:
     needs("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -83,7 +162,7 @@ def test_tensorboard_has_every_number(prefect_server: None, tmp_path: Path) -> N
     config = config_of(tmp_path, "tensorboard")
     rlhf_pipeline(config)
     for step in TRAINED:
-        folder = tmp_path / "runs" / "tiny" / "tracking" / "tensorboard" / step
+        (folder,) = (tmp_path / "runs" / "tiny" / "tracking" / "tensorboard").glob(f"{step}-*")
         events = EventAccumulator(str(folder))
         events.Reload()
         found = {
@@ -108,10 +187,13 @@ def test_mlflow_has_every_number_and_the_step_s_settings(
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/tiny/tracking/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    found_runs = client.search_runs([experiment.experiment_id])
+    runs = {run.info.run_name.split("-")[0]: run for run in found_runs}
     assert set(runs) == set(TRAINED)
+    assert len({run.data.tags["group"] for run in runs.values()}) == 1
     for step, run in runs.items():
-        assert run.data.tags["group"] == "tiny · seed 0"
+        assert run.info.run_name == f"{step}-{run.data.tags['key'][:8]}"
+        assert run.data.tags["group"].startswith("tiny · seed 0 · ")
         assert run.info.status == "FINISHED"
         wanted = measured(config, step)
         found = {
