@@ -116,7 +116,7 @@ def _by_prompt(
 
 
 def explained_variance(
-    values: Float[Tensor, "..."], returns: Float[Tensor, "..."], mask: Bool[Tensor, "..."]
+    values: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
 ) -> float:
     """1 − Var(returns − values) / Var(returns) over the mask.
 

@@ -62,7 +62,10 @@ def ppo_value_loss(
 
     Source: Ziegler et al. 2019, code `ppo2`; *37 details*, detail 9.
     """
-    old_values, returns = old_values.detach(), returns.detach()
+    # Before the squares: the gradient of what is infinite is NaN, and 0 · NaN stays NaN.
+    values, old_values, returns = (
+        x.masked_fill(~response_mask, 0.0) for x in (values, old_values.detach(), returns.detach())
+    )
     clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     unclipped = (values - returns) ** 2
     clipped = (clipped_values - returns) ** 2
@@ -84,7 +87,8 @@ def pairwise_reward_loss(
 
     d is s_chosen − s_rejected − margin.
 
-    p is `chosen_share`, the share of the votes that the chosen text has, 1 where it is not given.
+    p is `chosen_share`, the share of the votes that the chosen text has, 1 where it is not given;
+    w is 1 where no `weight` is given. Without any pair the loss is 0.
 
     Source: Christiano et al. 2017, eq. 1; the margin as in Touvron et al. 2023, eq. 2.
     """
@@ -95,7 +99,7 @@ def pairwise_reward_loss(
     if chosen_share is not None:  # −log σ(−d) = d − log σ(d)
         losses = losses + (1 - chosen_share) * difference
     if weight is None:
-        return losses.mean()
+        return losses.sum() / max(1, len(losses))
     return (losses * weight).sum() / weight.sum().clamp(min=1e-8)
 
 
@@ -118,7 +122,8 @@ def pointwise_mse_loss(
     mask: Bool[Tensor, "*shape"],
 ) -> Float[Tensor, ""]:
     """Mean of (score − target)² over the mask; target is the rating per standard deviation."""
-    return masked_mean((scores - targets) ** 2, mask)
+    difference = (scores - targets).masked_fill(~mask, 0.0)
+    return masked_mean(difference**2, mask)
 
 
 def pointwise_cross_entropy_loss(
@@ -130,6 +135,7 @@ def pointwise_cross_entropy_loss(
 
     The label is the Elo expectation against an average rival, 1 / (1 + 10^(−elo / 400)).
     """
+    scores, expectations = (x.masked_fill(~mask, 0.0) for x in (scores, expectations))
     losses = F.binary_cross_entropy_with_logits(scores, expectations, reduction="none")
     return masked_mean(losses, mask)
 

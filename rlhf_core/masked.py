@@ -5,13 +5,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def masked_mean(x: Float[Tensor, "..."], mask: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
+def masked_mean(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Mean of `x` where `mask` is True: Σ x·mask / Σ mask; 0 where nothing counts."""
     return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def masked_statistics(
-    x: Float[Tensor, "..."], mask: Bool[Tensor, "..."]
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean and biased variance of `x` where `mask` is True."""
     mean = masked_mean(x, mask)
@@ -19,11 +19,11 @@ def masked_statistics(
 
 
 def whiten(
-    x: Float[Tensor, "..."],
-    mask: Bool[Tensor, "..."],
+    x: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
     *,
     statistics: tuple[Float[Tensor, ""], Float[Tensor, ""]] | None = None,
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, "*shape"]:
     """(x − mean) / √(variance + 1e-8) over the mask, 0 elsewhere.
 
     Args:
@@ -38,11 +38,11 @@ def whiten(
 
 
 def rescale(
-    x: Float[Tensor, "..."],
-    mask: Bool[Tensor, "..."],
+    x: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
     *,
     statistics: tuple[Float[Tensor, ""], Float[Tensor, ""]] | None = None,
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, "*shape"]:
     """`whiten` with the mean put back: unit variance, same mean (for rewards)."""
     mean, variance = masked_statistics(x, mask) if statistics is None else statistics
     return (whiten(x, mask, statistics=(mean, variance)) + mean).masked_fill(~mask, 0.0)

@@ -43,8 +43,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def ensure_pad_token(tokenizer: Tokenizer, model: Any) -> bool:
     """Give a tokenizer without a PAD of its own one, and the model a row for it.
 
-    PAD = EOS would hide the real EOS from attention, loss and reward model. The new token is never
-    sampled: `logprobs.prepare_logits` takes PAD out of every distribution.
+    PAD = EOS would hide the real EOS from attention, loss and reward model. PAD = UNK, as some
+    ship it, would make a text that holds UNK impossible. The new token is never sampled:
+    `logprobs.prepare_logits` takes PAD out of every distribution.
 
     Returns:
         Whether a token was added.
@@ -55,7 +56,8 @@ def ensure_pad_token(tokenizer: Tokenizer, model: Any) -> bool:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     added = False
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    shared = (None, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    if tokenizer.pad_token_id in shared:
         tokenizer.add_special_tokens({"pad_token": PAD})
         added = True
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -64,6 +66,9 @@ def ensure_pad_token(tokenizer: Tokenizer, model: Any) -> bool:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             if layer is not None:  # drawn at random otherwise: the same base, another digest
                 layer.weight.data[old:] = 0.0
+    embedding = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is not None:
+        embedding.padding_idx = tokenizer.pad_token_id  # the row that gets no gradient
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     return added

@@ -121,7 +121,7 @@ def _base_files(config: PipelineConfig) -> dict[str, str]:
     return {"base": digest_folder(find_checkpoint(config))}
 
 
-@step(version=1, sections=(), external=_base_files)
+@step(version=2, sections=(), external=_base_files)
 def base_model(run: StepRun) -> None:
     """Import a checkpoint: fp32 safetensors, with a PAD of its own."""
     from rlhf_core.models import load_causal_lm, num_parameters, save_causal_lm

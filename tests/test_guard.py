@@ -1,14 +1,27 @@
 """The guard: which policy is kept, and when to stop."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import EOS, LENIENT, PAD, PROMPTS, ppo_models, ppo_settings, tiny_lm, tiny_reward_model
+from tiny import (
+    EOS,
+    LENIENT,
+    LOVED,
+    PAD,
+    PROMPTS,
+    PlantedReward,
+    ppo_models,
+    ppo_settings,
+    tiny_lm,
+    tiny_reward_model,
+)
 
 from rlhf_core.config import Guard
+from rlhf_core.generation import sample
 from rlhf_core.guard import HeldoutLook, best_so_far, guard_verdict, look, outside
 from rlhf_core.ppo import train_ppo
 
@@ -104,6 +117,41 @@ def test_checklist_10_the_held_out_score_is_what_ppo_maximises(tmp_path: Path) -
     assert look_with(missing_eos_penalty=2.5).score == pytest.approx(expected, abs=TOLERANCE)
     clipped = look_with(missing_eos_penalty=0.0, score_clip=1e-3)
     assert abs(clipped.score) <= 1e-3 < abs(plain.score)
+
+
+def test_checklist_7_and_24_a_look_by_hand() -> None:
+    lm, reference = tiny_lm(), tiny_lm(1)
+    seen = look(
+        lm, reference, PlantedReward(), PROMPTS,
+        settings=ppo_settings(temperature=0.7, missing_eos_penalty=0.0),
+        pad_id=PAD, eos_id=EOS, precision="fp32", seed=3,
+    )  # fmt: skip
+    texts = sample(
+        lm, PROMPTS, temperature=0.7, max_new_tokens=6, pad_id=PAD, eos_id=EOS,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    responses = [text.response_ids for text in texts]
+
+    @torch.no_grad()
+    def logprobs_of_all(model: Any) -> float:
+        total = 0.0
+        for prompt, response in zip(PROMPTS, responses, strict=True):
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0, :, 1:] / 0.7
+            logprobs = logits.log_softmax(-1)  # PAD (id 0) is left out, so ids move down by one
+            for t, token in enumerate(response):
+                total += logprobs[len(prompt) - 1 + t, token - 1].item()
+        return total
+
+    num_tokens = sum(map(len, responses))
+    own, others = logprobs_of_all(lm), logprobs_of_all(reference)
+    assert seen.kl == pytest.approx((own - others) / 8, abs=TOLERANCE)
+    assert seen.entropy == pytest.approx(-own / num_tokens, abs=TOLERANCE)
+    assert seen.length == num_tokens / 8
+    assert seen.eos_share == sum(ids[-1] == EOS for ids in responses) / 8
+    pairs = [pair for ids in responses for pair in pairwise(ids)]
+    assert seen.distinct_2 == pytest.approx(len(set(pairs)) / len(pairs), abs=1e-9)
+    score = sum(2 * ids.count(LOVED) - 1 for ids in responses) / 8
+    assert seen.score == pytest.approx(score, abs=TOLERANCE)
 
 
 def test_checklist_24_guard_ends_ppo_and_keeps_the_last_good_policy(tmp_path: Path) -> None:

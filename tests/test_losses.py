@@ -148,6 +148,25 @@ def test_pairwise_loss_pushes_the_chosen_up_and_the_rejected_down() -> None:
 def test_pairs_of_no_weight_give_no_loss_and_no_nan() -> None:
     scores = torch.tensor([1.0])
     assert pairwise_reward_loss(scores, -scores, weight=torch.zeros(1)).item() == 0.0
+    nothing = torch.zeros(0)
+    assert pairwise_reward_loss(nothing, nothing).item() == 0.0
+    assert pairwise_reward_loss(nothing, nothing, weight=nothing).item() == 0.0
+
+
+@pytest.mark.parametrize("garbage", [math.inf, -math.inf, math.nan])
+def test_checklist_4_gradients_are_finite_whatever_lies_in_padding(garbage: float) -> None:
+    mask = torch.tensor([[True, False]])
+    targets = torch.tensor([[2.0, garbage]])
+    values = torch.tensor([[1.0, garbage]], requires_grad=True)
+    for loss, expected in (
+        (ppo_value_loss(values, targets, targets, mask, cliprange_value=5.0)[0], -1.0),  # of ½d²
+        (pointwise_mse_loss(values, targets, mask), -2.0),
+        # σ(1) - 1
+        (pointwise_cross_entropy_loss(values, targets.clamp(0, 1), mask), -1 / (1 + math.e)),
+    ):
+        (gradient,) = torch.autograd.grad(loss, values)
+        assert gradient[0, 0].item() == pytest.approx(expected, abs=TOLERANCE)
+        assert gradient[0, 1].item() == 0.0
 
 
 def test_pointwise_losses_by_hand() -> None:

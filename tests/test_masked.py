@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
+from rlhf_core.losses import ppo_value_loss
 from rlhf_core.masked import masked_mean, masked_statistics, rescale, whiten
 
 TOLERANCE = 1e-6
@@ -21,6 +23,13 @@ def test_checklist_21_mean_and_biased_variance_over_kept_tokens() -> None:
     assert mean.item() == pytest.approx(3.0, abs=TOLERANCE)
     assert variance.item() == pytest.approx(8 / 3, abs=TOLERANCE)
     assert masked_mean(X, MASK).item() == pytest.approx(3.0, abs=TOLERANCE)
+
+
+def test_shapes_are_checked_while_testing() -> None:
+    with pytest.raises(TypeCheckError):
+        masked_mean(X, MASK[0])  # it would be broadcast
+    with pytest.raises(TypeCheckError):
+        ppo_value_loss(X, torch.zeros(2, 4), X, MASK, cliprange_value=0.2)
 
 
 def test_checklist_5_nothing_kept_is_0_and_not_nan() -> None:

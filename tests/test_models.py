@@ -285,6 +285,20 @@ def drop_weights(folder: Path, part: str) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_checklist_20_the_reward_head_has_the_deviation_of_d_plus_1() -> None:
+    classifier = torch.nn.Module()
+    classifier.score = torch.nn.Linear(1, 1)  # 1 / √2, where 1 / √d would be 1
+    model = RewardModel(classifier, score_at="last")
+    torch.manual_seed(0)
+    draws = torch.zeros(2000)
+    for i in range(len(draws)):
+        model.reset_head()
+        draws[i] = classifier.score.weight.item()
+    assert draws.mean().item() == pytest.approx(0.0, abs=0.08)  # five standard errors
+    assert draws.std().item() == pytest.approx(math.sqrt(1 / 2), rel=0.08)
+    assert classifier.score.bias.item() == 0
+
+
 def test_a_reward_model_without_its_head_is_refused(tmp_path: Path) -> None:
     tiny_reward_model(tmp_path / "lm").save(tokenizer(), tmp_path / "saved")
     drop_weights(tmp_path / "saved", "score")

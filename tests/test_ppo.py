@@ -40,6 +40,7 @@ from rlhf_core.kl import KlController
 from rlhf_core.logprobs import prepare_logits, token_logprobs
 from rlhf_core.losses import ppo_policy_loss
 from rlhf_core.masked import masked_statistics, whiten
+from rlhf_core.models import PolicyWithValue
 from rlhf_core.ppo import (
     PpoModels,
     PpoResult,
@@ -50,9 +51,8 @@ from rlhf_core.ppo import (
 )
 from rlhf_core.ppo_state import PpoState, prompts_of_update
 from rlhf_core.scoring import penalised_scores
+from rlhf_core.tokens import Batch
 
-RATIO_TOLERANCE = 1e-6
-"""Checklist 8, fp32."""
 TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 2e-5
 
@@ -123,12 +123,13 @@ def adam_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
 # --- experience -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("build", [tiny_lm, gpt2_with_dropout], ids=["llama", "dropout"])
-def test_checklist_8_and_9_ratio_is_1_at_the_first_minibatch(
-    build: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
+def test_checklist_8_and_9_ratio_is_exactly_1_at_the_first_minibatch(
+    build: Any, temperature: float, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = ppo_models(lm=build())
+    models = replace(ppo_models(lm=build()), precision=precision)
     settings = ppo_settings(
         temperature=temperature, epochs=1, minibatches=1, micro_batch_size=3, batch_size=6
     )
@@ -148,9 +149,33 @@ def test_checklist_8_and_9_ratio_is_1_at_the_first_minibatch(
     assert steps == 1
     ratios = torch.cat(seen)
     assert len(ratios) == sum(rollout.num_tokens for rollout in rollouts)
-    assert (ratios - 1).abs().max().item() <= RATIO_TOLERANCE
+    assert (ratios == 1).all()
+    assert stats["policy/ratio_mean"] == 1.0
     assert stats["policy/clipfrac"] == 0.0
-    assert stats["policy/approx_kl"] < RATIO_TOLERANCE
+    assert stats["policy/approx_kl"] == 0.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("build", [tiny_lm, gpt2_with_dropout], ids=["llama", "dropout"])
+def test_checklist_8_old_logprobs_come_from_the_batches_of_the_update(
+    build: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = replace(ppo_models(lm=build()), precision=precision)
+    settings = ppo_settings(epochs=1, minibatches=1, micro_batch_size=3, batch_size=6)
+    seen: list[Batch] = []
+    original = PolicyWithValue.forward
+
+    def spy(self: PolicyWithValue, batch: Batch) -> Any:
+        seen.append(batch)
+        return original(self, batch)
+
+    monkeypatch.setattr(PolicyWithValue, "forward", spy)
+    rollouts, _, _ = collect(models, settings)
+    before, seen[:] = list(seen), []
+    optimizer = torch.optim.SGD(models.policy.parameters(), lr=1e-9)
+    update_policy(models, rollouts, optimizer, settings, kl_coef=0.1, seed=0)
+    assert len(before) == len(seen) == 2
+    assert {id(batch) for batch in seen} == {id(batch) for batch in before}
 
 
 def test_checklist_7_episodes_are_sampled_at_the_temperature(
@@ -177,7 +202,7 @@ def test_checklist_9_dropout_is_off_in_the_whole_of_ppo(tmp_path: Path) -> None:
     models.reference.train()
     result = run(models, tmp_path, updates=1, epochs=1, minibatches=1, micro_batch_size=8)
     stats = {name: value for _, name, value in result.metrics}
-    assert stats["policy/approx_kl"] < RATIO_TOLERANCE  # before its only step
+    assert stats["policy/approx_kl"] == 0.0  # before its only step
     assert stats["objective/kl"] == pytest.approx(0.0, abs=TOLERANCE)
     assert not models.policy.training
 

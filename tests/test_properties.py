@@ -15,7 +15,13 @@ from torch import Tensor
 
 from rlhf_core.advantages import gae, token_rewards
 from rlhf_core.kl import KlEstimator, estimate_kl
-from rlhf_core.losses import pairwise_reward_loss, ppo_policy_loss, ppo_value_loss
+from rlhf_core.losses import (
+    pairwise_reward_loss,
+    pointwise_cross_entropy_loss,
+    pointwise_mse_loss,
+    ppo_policy_loss,
+    ppo_value_loss,
+)
 from rlhf_core.masked import masked_mean, rescale, whiten
 
 TOLERANCE = 1e-9
@@ -29,7 +35,7 @@ class Tokens:
     mask: Tensor
     seed: int
 
-    def draw(self, scale: float = 1.0, *, rubbish: float = 1e6, shift: int = 0) -> Tensor:
+    def draw(self, scale: float = 1.0, *, rubbish: float = math.inf, shift: int = 0) -> Tensor:
         """(B, R) normal numbers; rubbish where masked."""
         generator = torch.Generator().manual_seed(self.seed + shift)
         x = scale * torch.randn(self.mask.shape, generator=generator, dtype=torch.float64)
@@ -42,9 +48,9 @@ class Tokens:
 
 @st.composite
 def tokens(draw: st.DrawFn) -> Tokens:
-    width = draw(st.integers(1, 6))
-    lengths = draw(st.lists(st.integers(0, width), min_size=1, max_size=5))
-    mask = torch.arange(width).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
+    width = draw(st.integers(0, 6))
+    lengths = torch.tensor(draw(st.lists(st.integers(0, width), max_size=5)), dtype=torch.long)
+    mask = torch.arange(width).unsqueeze(0) < lengths.unsqueeze(1)
     return Tokens(mask, draw(st.integers(0, 10_000)))
 
 
@@ -66,6 +72,27 @@ def test_masked_mean_and_whiten(t: Tokens) -> None:
     if len(values):
         close(masked_mean(kept_mean, mask), values.mean())
     assert (kept_mean[~mask] == 0).all()
+
+
+@settings(deadline=None)
+@given(st.data(), st.lists(st.integers(0, 3), max_size=3), st.floats(-5, 5), st.floats(0.1, 9))
+def test_any_shape_with_given_statistics(
+    data: st.DataObject, shape: list[int], mean: float, variance: float
+) -> None:
+    size = math.prod(shape)
+    numbers = data.draw(st.lists(st.floats(-9, 9), min_size=size, max_size=size))
+    kept = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    mask = torch.tensor(kept, dtype=torch.bool).view(shape)
+    x = torch.tensor(numbers, dtype=torch.float64).view(shape).masked_fill(~mask, math.nan)
+    values = [number for number, counts in zip(numbers, kept, strict=True) if counts]
+    close(masked_mean(x, mask), sum(values) / max(1, len(values)))
+    both = torch.tensor([mean, variance], dtype=torch.float64)
+    for function, back in ((whiten, 0.0), (rescale, mean)):
+        result = function(x, mask, statistics=(both[0], both[1]))
+        assert result.shape == x.shape
+        assert (result[~mask] == 0).all()
+        expected = [(value - mean) / math.sqrt(variance + 1e-8) + back for value in values]
+        np.testing.assert_allclose(result[mask].numpy(), expected, rtol=1e-7, atol=TOLERANCE)
 
 
 @settings(deadline=None)
@@ -151,28 +178,48 @@ def test_ppo_value_loss(t: Tokens, cliprange_value: float) -> None:
     assert (values.grad[~mask] == 0).all()
 
 
+@settings(deadline=None)
+@given(tokens())
+def test_pointwise_losses(t: Tokens) -> None:
+    targets, mask = t.draw(shift=1), t.mask
+    shares = targets.sigmoid()
+    squares, entropies = [], []
+    scores = t.draw()
+    for b, i in t.kept():
+        s, p = scores[b, i].item(), shares[b, i].item()
+        squares.append((s - targets[b, i].item()) ** 2)
+        entropies.append(p * math.log1p(math.exp(-s)) + (1 - p) * math.log1p(math.exp(s)))
+    n = max(1, len(squares))
+    for loss, aims, terms in (
+        (pointwise_mse_loss, targets, squares),
+        (pointwise_cross_entropy_loss, shares, entropies),
+    ):
+        inputs = scores.clone().requires_grad_()
+        actual = loss(inputs, aims, mask)
+        actual.backward()
+        close(actual, sum(terms) / n)
+        assert inputs.grad is not None
+        assert inputs.grad.isfinite().all()
+        assert (inputs.grad[~mask] == 0).all()
+
+
 SCORES = st.floats(-30, 30)
 
 
 @settings(deadline=None)
-@given(
-    st.lists(
-        st.tuples(SCORES, SCORES, st.floats(0, 2), st.floats(0.01, 3), st.floats(0.5, 1)),
-        min_size=1,
-    )
-)
+@given(st.lists(st.tuples(SCORES, SCORES, st.floats(0, 2), st.floats(0.01, 3), st.floats(0.5, 1))))
 def test_pairwise_reward_loss(rows: list[tuple[float, float, float, float, float]]) -> None:
-    chosen, rejected, margin, weight, share = torch.tensor(rows, dtype=torch.float64).T
+    chosen, rejected, margin, weight, share = torch.tensor(rows, dtype=torch.float64).view(-1, 5).T
     losses = [math.log1p(math.exp(-(c - r - m))) for c, r, m, *_ in rows]
     if_lost = [math.log1p(math.exp(c - r - m)) for c, r, m, *_ in rows]
-    total = sum(row[3] for row in rows)
+    total, n = sum(row[3] for row in rows) or 1.0, max(1, len(rows))
     expected = sum(row[3] * x for x, row in zip(losses, rows, strict=True)) / total
     actual = pairwise_reward_loss(chosen, rejected, margin=margin, weight=weight)
     close(actual, expected)
     # A constant on all scores says nothing; equal weights are no weights.
     close(pairwise_reward_loss(chosen + 7, rejected + 7, margin=margin, weight=weight), expected)
     plain = pairwise_reward_loss(chosen, rejected, margin=margin)
-    close(plain, sum(losses) / len(losses))
+    close(plain, sum(losses) / n)
     mixed = [p * a + (1 - p) * b for (*_, p), a, b in zip(rows, losses, if_lost, strict=True)]
     actual = pairwise_reward_loss(chosen, rejected, margin=margin, chosen_share=share)
-    close(actual, sum(mixed) / len(mixed))
+    close(actual, sum(mixed) / n)

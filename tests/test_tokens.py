@@ -29,15 +29,22 @@ def test_every_text_has_an_encoding_and_comes_back() -> None:
     assert decode_response(tokenizer(), ids) == text
 
 
-@pytest.mark.parametrize("pad_token", [None, "</s>"], ids=["no PAD", "PAD is EOS"])
-def test_checklist_1_a_missing_or_shared_pad_is_replaced(pad_token: str | None) -> None:
-    shipped = shipped_tokenizer(pad_token=pad_token)
-    model = tiny_lm(vocab_size=len(shipped), pad_token_id=None)
+@pytest.mark.parametrize(
+    ("pad_token", "unk_token"),
+    [(None, None), ("</s>", None), ("<unk>", "<unk>")],
+    ids=["no PAD", "PAD is EOS", "PAD is UNK"],
+)
+def test_checklist_1_a_missing_or_shared_pad_is_replaced(
+    pad_token: str | None, unk_token: str | None
+) -> None:
+    shipped = shipped_tokenizer(pad_token=pad_token, unk_token=unk_token)
+    model = tiny_lm(vocab_size=len(shipped), pad_token_id=shipped.pad_token_id)
     before = model.get_input_embeddings().weight.detach().clone()
     assert ensure_pad_token(shipped, model)
     assert shipped.pad_token == PAD
     assert shipped.pad_token_id == len(before)
-    assert shipped.pad_token_id != shipped.eos_token_id
+    assert shipped.pad_token_id not in (shipped.eos_token_id, shipped.unk_token_id)
+    assert model.get_input_embeddings().padding_idx in (None, shipped.pad_token_id)
     assert model.config.pad_token_id == shipped.pad_token_id
     assert model.config.eos_token_id == shipped.eos_token_id
     after = model.get_input_embeddings().weight

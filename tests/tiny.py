@@ -106,6 +106,7 @@ def tokenizer() -> Any:
 def shipped_tokenizer(
     *,
     pad_token: str | None = None,
+    unk_token: str | None = None,
     prefix: str = "",
     suffix: str = "",
     chat_template: str | None = None,
@@ -132,6 +133,7 @@ def shipped_tokenizer(
         bos_token="<s>",
         eos_token="</s>",
         pad_token=pad_token,
+        unk_token=unk_token,
         chat_template=chat_template,
     )
 
