@@ -293,7 +293,9 @@ def test_the_form_says_what_every_field_is(deployed: Server) -> None:
     assert ppo["cliprange"]["exclusiveMinimum"] == 0
     assert ppo["cliprange"]["maximum"] == 10
     assert ppo["kl_coef"]["title"] == "KL coef"
-    assert schema["definitions"]["PipelineConfig"]["title"] == "Recipe"
+    recipe = schema["definitions"]["PipelineConfig"]
+    assert recipe["title"] == "Recipe"
+    assert [recipe["properties"][name]["title"] for name in ("sft", "ppo")] == ["SFT", "PPO"]
 
 
 @pytest.mark.parametrize(
