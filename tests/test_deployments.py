@@ -540,7 +540,7 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
     assert tasks["ppo · tiny · seed 0"] == "Completed"
     assert len(tasks) == 10
     artifacts = {one["key"]: one for one in worker.of_run("artifacts", run_id) if one["key"]}
-    for step in ("pretrain", "sft", "sample", "reward", "ppo", "evaluate"):
+    for step in ("ingest", "pretrain", "sft", "sample", "rate", "reward", "ppo", "evaluate"):
         progress = artifacts[f"{step}-progress"]
         assert progress["type"] == "progress"
         assert progress["data"] == 100
