@@ -265,6 +265,9 @@ class Pretrain(LanguageModelTraining):
 class Sft(LanguageModelTraining):
     """Supervised fine-tuning on demonstrations; the loss is on the response only."""
 
+    # Another title than the field has, or pydantic leaves that out and a form shows "Sft".
+    model_config = ConfigDict(title="Supervised fine-tuning")
+
     epochs: PositiveInt = Field(3, description="Passes over the demonstrations.")
     validation_share: Share = Field(
         0.02, description="Share of the prompts whose loss is watched and not trained on."
@@ -576,6 +579,9 @@ GAE_ONLY = (
 class Ppo(Section):
     """Proximal policy optimisation of the SFT model against the reward model."""
 
+    # Another title than the field has, or pydantic leaves that out and a form shows "Ppo".
+    model_config = ConfigDict(title="Proximal policy optimisation")
+
     prompt_splits: tuple[Literal["ppo", "sft", "reward"], ...] = Field(
         ("ppo",),
         min_length=1,
@@ -819,12 +825,12 @@ class PipelineConfig(Section):
     model: Model = Model()
     ingest: Ingest = Ingest()
     pretrain: Pretrain = Pretrain()
-    sft: Sft = Sft()
+    sft: Sft = Field(Sft(), title="SFT")
     sample: Sample = Sample()
     feedback: Feedback = Feedback()
     rate: Rate = Rate()
     reward: Reward = Reward()
-    ppo: Ppo = Ppo()
+    ppo: Ppo = Field(Ppo(), title="PPO")
     evaluate: Evaluate = Evaluate()
     report: Report = Field(Report(), json_schema_extra=RUNTIME)
     tracking: tuple[Tracker, ...] = Field(

@@ -8,7 +8,8 @@ hash of the text, so that a part of them can be held out.
 
 import dataclasses
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from tasks.readers import (
 from tasks.step import StepRun, step
 from tasks.tables import TABLES
 from tasks.text_book import TextBook
+
+SHOW_ROWS = 10_000
+"""Rows between two looks at how far a source is read."""
 
 
 def external(config: PipelineConfig) -> dict[str, str]:
@@ -99,16 +103,20 @@ def ingest(run: StepRun) -> None:
     """
     collected = _Collected(run.work_dir / "texts")
     sources = run.config.ingest.sources
-    for source, name in zip(sources, source_names(sources), strict=True):
-        if source.kind == "demo_world":
-            _read_demo_world(run.config, source, collected)
-        else:
-            _read_source(run, source, name, collected)
+    with run.progress("reading", len(sources), "sources") as progress:
+        for done, (source, name) in enumerate(zip(sources, source_names(sources), strict=True)):
+            if source.kind == "demo_world":
+                _read_demo_world(run.config, source, collected)
+            else:
+                _read_source(run, source, name, collected, partial(progress.update, done))
+            progress.update(done + 1)
     _check_not_empty(collected)
     _publish(run, collected)
 
 
-def _read_source(run: StepRun, source: Source, name: str, collected: _Collected) -> None:
+def _read_source(
+    run: StepRun, source: Source, name: str, collected: _Collected, show: Callable[..., None]
+) -> None:
     reader = SourceReader(
         source,
         name=name,
@@ -121,6 +129,8 @@ def _read_source(run: StepRun, source: Source, name: str, collected: _Collected)
             continue
         allowed = [example.split] if example.split else source.splits
         collected.add(example, name=name, line=line, allowed=allowed)
+        if reader.num_rows % SHOW_ROWS == 0:
+            show(rows=reader.num_rows)
     collected.rejected += reader.rejected
     run.log(f"{name}: {reader.summary()}")
 

@@ -26,6 +26,8 @@ from tasks.tables import digest_id
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rlhf_core.runtime import Progress
+
 POOLED = "all"
 """The annotator under whose name the table `agreement` holds the pooled measures."""
 
@@ -74,7 +76,9 @@ def rate(
     habits = list_habits(ranked, comparisons, texts, written, again)
     measures = list_agreement(ranked, comparisons, weights, [*people, *habits])
     comparisons = comparisons.select(comparisons.weight > 0)
-    rated = rate_texts(texts, comparisons, config, seed=run.config.seed)
+    with run.progress("rating", len(texts), "texts") as progress:
+        rated = rate_texts(texts, comparisons, config, progress, seed=run.config.seed)
+        progress.update(len(texts))
     if config.target == "scores":
         rated["target"] = score_targets(ranked, weights, rated["candidate_id"].tolist())
     pairs = count_votes(rated, texts, comparisons)
@@ -241,7 +245,12 @@ def compare_texts(entries: "pd.DataFrame", texts: "pd.DataFrame") -> Comparisons
 
 
 def rate_texts(
-    texts: "pd.DataFrame", comparisons: Comparisons, config: Rate, *, seed: int
+    texts: "pd.DataFrame",
+    comparisons: Comparisons,
+    config: Rate,
+    progress: "Progress",
+    *,
+    seed: int,
 ) -> "pd.DataFrame":
     """The texts that somebody compared, with elo, elo_stderr, num_comparisons, target, connected.
 
@@ -260,6 +269,7 @@ def rate_texts(
     )
     prompt = np.repeat(np.arange(len(size)), size)
     prompt_of_game = prompt[row[comparisons.first]]
+    done = 0
     for n in np.unique(size):
         mine = comparisons.select(size[prompt_of_game] == n)
         block = start[size == n, None] + np.arange(n)
@@ -269,6 +279,8 @@ def rate_texts(
         names = rated["prompt_id"].to_numpy(object)[block[:, 0]]
         for column, values in _rate_block(group, games, names, int(n), config, seed).items():
             rated.loc[block.ravel(), column] = values.ravel()
+        done += block.size
+        progress.update(done)
     rated["target"] = standardise(rated["elo"].to_numpy(np.float64))
     return rated
 

@@ -350,6 +350,13 @@ def test_one_process_serves_the_same_deployments(
         assert [{k: m[k] for k in t} for m, t in zip(mine, theirs, strict=True)] == theirs
 
 
+def test_every_screenshot_is_on_the_page() -> None:
+    page = (PROJECT / "README.md").read_text()
+    pictures = list((PROJECT / "docs" / "screenshots").iterdir())
+    assert pictures
+    assert [one.name for one in pictures if f"(docs/screenshots/{one.name})" not in page] == []
+
+
 # The form
 
 
@@ -377,7 +384,9 @@ def test_the_form_says_what_every_field_is(deployed: Server) -> None:
     assert ppo["cliprange"]["exclusiveMinimum"] == 0
     assert ppo["cliprange"]["maximum"] == 10
     assert ppo["kl_coef"]["title"] == "KL coef"
-    assert schema["definitions"]["PipelineConfig"]["title"] == "Recipe"
+    recipe = schema["definitions"]["PipelineConfig"]
+    assert recipe["title"] == "Recipe"
+    assert [recipe["properties"][name]["title"] for name in ("sft", "ppo")] == ["SFT", "PPO"]
 
 
 @pytest.mark.parametrize(
@@ -676,7 +685,7 @@ def test_a_worker_runs_a_recipe_to_its_report(worker: Server, finished: tuple[Pa
     assert tasks["ppo · tiny · seed 0"] == "Completed"
     assert len(tasks) == 10
     artifacts = {one["key"]: one for one in worker.of_run("artifacts", run_id) if one["key"]}
-    for step in ("pretrain", "sft", "sample", "reward", "ppo", "evaluate"):
+    for step in ("ingest", "pretrain", "sft", "sample", "rate", "reward", "ppo", "evaluate"):
         progress = artifacts[f"{step}-progress"]
         assert progress["type"] == "progress"
         assert progress["data"] == 100

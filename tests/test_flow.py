@@ -4,6 +4,7 @@ One tiny run of the demo world is shared; what harms artifacts works on a copy o
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -417,15 +418,22 @@ def test_a_new_field_runs_its_step_and_those_behind_it(copied: Place) -> None:
     assert len(list(copied.root.glob("ppo-*"))) == 2
 
 
-def test_ppo_shows_how_far_it_is(copied: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_show_how_far_they_are(copied: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.client.orchestration import get_client
 
     monkeypatch.setattr("tasks.live.PICTURE_SECONDS", 0.01)
-    shutil.rmtree(copied.artifact("ppo"))
-    assert ran(copied.flow()) == {"ppo", "report"}
+    for step in ("ingest", "rate", "ppo"):
+        shutil.rmtree(copied.artifact(step))
+    assert ran(copied.flow(name="shown")) == {"ingest", "rate", "ppo", "report"}
     with get_client(sync_client=True) as client:
-        shown = {artifact.key for artifact in client.read_artifacts(limit=200)}
-    assert {"ppo-progress", "ppo-curves", "report"} <= shown
+        (run,) = [one for one in client.read_flow_runs() if one.name == "shown · seed 0"]
+        found = client.read_artifacts(limit=200)
+    shown = {one.key: one for one in found if one.flow_run_id == run.id}
+    for step in ("ingest", "rate", "ppo"):
+        assert shown[f"{step}-progress"].data == 100
+    curves = str(shown["ppo-curves"].data)
+    assert re.match(r"## Update \d of 3\n\n!\[PPO's curves\]\(data:image/png;base64,", curves)
+    assert f"/artifacts/artifact/{shown['ppo-curves'].id}" in str(shown["report"].data)
 
 
 # Harmed

@@ -47,9 +47,9 @@ def test_a_run_is_started_in_the_form_and_does_what_was_filled_in(
         ui = PrefectUi(driver, server)
         ui.show_form("rlhf/demo")
         labels = ui.labels()
-        for section in ("Model", "Pretrain", "Reward", "Ppo", "Evaluate", "Feedback"):
+        for section in ("Model", "Pretrain", "SFT", "Reward", "PPO", "Evaluate", "Feedback"):
             assert section in labels
-        assert labels.index("Ppo") < labels.index("Cliprange") < labels.index("Evaluate")
+        assert labels.index("PPO") < labels.index("Cliprange") < labels.index("Evaluate")
         ui.says("Clip of the probability ratio.")
         assert ui.field("Name").get_property("value") == "tiny"
         ui.fill("Cliprange", "-1")
