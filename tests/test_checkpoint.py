@@ -142,6 +142,25 @@ def test_checklist_23_random_states_come_back() -> None:
     assert draws() == expected
 
 
+def test_checklist_23_the_states_of_every_gpu_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {0: torch.tensor([1, 2], dtype=torch.uint8), 1: torch.tensor([3], dtype=torch.uint8)}
+    restored: dict[int, torch.Tensor] = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(states))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda index: states[index])
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, index: restored.update({index: state})
+    )
+    tensors, state = random_states()
+    restore_random_states(tensors, state)
+    assert restored.keys() == states.keys()
+    assert all(torch.equal(restored[index], states[index]) for index in states)
+    # A machine with fewer of them goes on with those it has.
+    restored.clear()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    restore_random_states(tensors, state)
+    assert restored.keys() == {0}
+
+
 def test_checklist_23_model_and_optimizer_come_back(tmp_path: Path) -> None:
     def step(policy: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         torch.stack([p.square().sum() for p in policy.parameters()]).sum().backward()

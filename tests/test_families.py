@@ -127,15 +127,24 @@ def check_scores(
     scorer = RewardModel.from_causal_lm(folder, score_at=score_at).eval()
     scorer.gain, scorer.bias = 2.0, 0.5
     with torch.no_grad():
-        scores = scorer(collate(prompts, responses, pad_id=pad_id))
+        batch = collate(prompts, responses, pad_id=pad_id)
+        scores, values = scorer(batch), scorer.values(batch)
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             # transformers' own head; the classifier of tokens gives all positions.
             inputs = alone(prompt, response)
             hidden = scorer.classifier.base_model(input_ids=inputs).last_hidden_state[0]
             head = getattr(scorer.classifier, "score", None) or scorer.classifier.classifier
-            outputs = 2.0 * head(hidden).squeeze(-1)[len(prompt) :] + 0.5
+            all_outputs = 2.0 * head(hidden).squeeze(-1) + 0.5
+            outputs = all_outputs[len(prompt) :]
             expected = outputs[-1] if score_at == "last" else outputs.mean()
             torch.testing.assert_close(scores[row], expected, atol=2 * TOLERANCE, rtol=1e-5)
+            # The value of a state is known before the response's token there is.
+            before = all_outputs[len(prompt) - 1 : -1]
+            if score_at == "token":
+                before = before.cumsum(0) / torch.arange(1, len(before) + 1)
+            torch.testing.assert_close(
+                values[row, : len(response)], before, atol=2 * TOLERANCE, rtol=1e-5
+            )
     assert scores.std() > 0.01
 
 

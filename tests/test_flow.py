@@ -20,16 +20,16 @@ from tiny import same_weights
 
 from flows.command import main
 from flows.journal import STEPS, RunSummary
-from rlhf_core.models import load_causal_lm
+from rlhf_core.models import RewardModel, load_causal_lm
 from rlhf_core.recipe import parse_config
 from rlhf_core.records import TableArtifact
-from rlhf_core.scoring import sequence_logprobs
+from rlhf_core.scoring import reward_scores, sequence_logprobs
 from rlhf_core.tokens import encode_prompts
 from tasks import step as steps
 from tasks import store as store_module
 from tasks.reporting.lineage import load_run
 from tasks.reporting.sheets import METRIC_NAMES
-from tasks.reward import contrasted_demonstrations
+from tasks.reward import contrasted_demonstrations, rated_prompts
 from tasks.step import StepRun, open_store
 from tasks.store import ArtifactStore
 from tasks.tables import read_table
@@ -302,6 +302,44 @@ def test_pairs_of_demonstrations_come_from_the_split_sft(
     contrasted_demonstrations(run, tokenizer, prompts, demonstrations, 200)
     tuned = prompts[prompts["split"] == "sft"]["prompt"]
     assert {tuple(ids) for ids in given} == set(map(tuple, encode_prompts(tokenizer, list(tuned))))
+
+
+def test_checklist_3_the_reward_model_reads_the_tokens_that_were_sampled(finished: Place) -> None:
+    config = parse_config(finished.recipe())
+    run = StepRun("reward", "", config, open_store(config), None)
+    prompts = read_table(finished.artifact("ingest") / "prompts.parquet", "prompts")
+    candidates = read_table(finished.artifact("sample") / "candidates.parquet", "candidates")
+    ratings = read_table(finished.artifact("rate") / "ratings.parquet", "ratings")
+    pairs = read_table(finished.artifact("rate") / "preference_pairs.parquet", "preference_pairs")
+    _, tokenizer = load_causal_lm(finished.artifact("sft"))
+    rated = rated_prompts(run, tokenizer, prompts, candidates, ratings, pairs, 256)
+    rows = candidates.merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
+    sampled: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for ids, response in zip(
+        encode_prompts(tokenizer, list(rows["prompt"])), rows["response_ids"], strict=True
+    ):
+        sampled.setdefault(tuple(ids), set()).add(tuple(map(int, response)))
+    assert rated["reward"]
+    for prompt in (*rated["reward"], *rated["reward_heldout"]):
+        read = set(map(tuple, prompt.response_ids))
+        assert read <= sampled[tuple(prompt.prompt_ids)]
+        assert len(read) == len(prompt.response_ids)
+
+
+def test_checklist_12_scores_are_normalised_on_the_samples(finished: Place) -> None:
+    scorer = RewardModel.load(finished.artifact("reward"))
+    candidates = read_table(finished.artifact("sample") / "candidates.parquet", "candidates")
+    prompts = read_table(finished.artifact("ingest") / "prompts.parquet", "prompts")
+    _, tokenizer = load_causal_lm(finished.artifact("sft"))
+    rows = candidates.merge(prompts[["prompt_id", "prompt"]], on="prompt_id")
+    scores = reward_scores(
+        scorer,
+        encode_prompts(tokenizer, list(rows["prompt"])),
+        [list(map(int, ids)) for ids in rows["response_ids"]],
+        pad_id=tokenizer.pad_token_id,
+    )
+    assert scores.mean().item() == pytest.approx(0.0, abs=1e-4)
+    assert scores.std(unbiased=False).item() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_ppo_learns_on_the_prompts_of_the_named_splits(finished: Place) -> None:

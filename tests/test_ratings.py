@@ -257,6 +257,19 @@ GAME = st.tuples(
 ).filter(lambda game: game[0] != game[1])
 GAMES = st.lists(GAME, max_size=25).map(lambda games: np.array(games).reshape(-1, 4))
 PRIORS = st.sampled_from([50.0, 400.0, 5000.0])
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> tuple[np.ndarray, int]:
+    """Games of one to eight items."""
+    num_items = draw(st.integers(1, 8))
+    item = st.integers(0, num_items - 1)
+    result, weight = st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0, 3.0])
+    game = st.tuples(item, item, result, weight).filter(lambda game: game[0] != game[1])
+    games = draw(st.lists(game, max_size=30)) if num_items > 1 else []
+    return np.array(games, dtype=float).reshape(-1, 4), num_items
+
+
 COVARIANCE = 1e-3  # points², of variances near 10⁴ ... 10⁷
 
 
@@ -336,6 +349,45 @@ class TestProperties:
     def test_elo_is_zero_sum(self, games: np.ndarray, k: float, initial: float) -> None:
         rating = elo(games, NUM_ITEMS, k=k, initial=initial)
         assert rating.mean() == pytest.approx(initial, abs=1e-8)
+
+    @settings(max_examples=40, deadline=None)
+    @given(group=groups(), scale=st.floats(50, 1000), data=st.data())
+    def test_permuting_items_permutes_elo(
+        self, group: tuple[np.ndarray, int], scale: float, data: st.DataObject
+    ) -> None:
+        games, n = group
+        one_each = st.lists(st.floats(-500, 500), min_size=n, max_size=n)
+        order, initial = data.draw(st.permutations(range(n))), np.array(data.draw(one_each))
+        rating = elo(games, n, k=32, initial=initial, scale=scale)
+        assert rating.sum() == pytest.approx(initial.sum(), abs=1e-8)
+        renamed, moved = games.copy(), np.empty(n)
+        renamed[:, :2] = np.array(order)[games[:, :2].astype(int)]
+        moved[order] = initial
+        other = elo(renamed, n, k=32, initial=moved, scale=scale)
+        np.testing.assert_allclose(other[order], rating, atol=EXACT)
+
+    @settings(max_examples=150, deadline=None)
+    @given(group=groups())
+    def test_without_a_prior_there_is_a_maximum_or_a_reason(
+        self, group: tuple[np.ndarray, int]
+    ) -> None:
+        games, n = group
+        wins = np.zeros((n, n))
+        for a, b, result, weight in games:
+            wins[int(a), int(b)] += weight * result
+            wins[int(b), int(a)] += weight * (1 - result)
+        # Ford 1957: a chain of wins (or ties) leads from everybody to everybody else.
+        if not (np.linalg.matrix_power(np.eye(n) + (wins > 0), n) > 0).all():
+            with pytest.raises(ValueError, match="no maximum"):
+                bradley_terry(games, n, prior_std=None)
+            return
+        rating, covariance = bradley_terry(games, n, prior_std=None)
+        assert np.isfinite(covariance).all()
+        assert abs(rating.mean()) < POINTS
+        # At the maximum everybody has won as much as was to be expected.
+        difference = rating[:, None] - rating[None, :]
+        expected = (wins + wins.T) * expected_result(difference)
+        np.testing.assert_allclose(wins.sum(1), expected.sum(1), atol=1e-6)
 
     @settings(max_examples=40, deadline=None)
     @given(batch=st.lists(GAMES, min_size=1, max_size=4), prior_std=PRIORS)

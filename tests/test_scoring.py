@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import PAD, PROMPTS, RESPONSES, tiny_lm, tiny_reward_model
+from tiny import EOS, PAD, PROMPTS, RESPONSES, ppo_settings, tiny_lm, tiny_reward_model
 
 from rlhf_core.evaluate import JudgedText, best_of_n, best_of_n_kl, perplexity
-from rlhf_core.scoring import batches, reward_scores, sequence_logprobs
+from rlhf_core.scoring import batches, penalised_scores, reward_scores, sequence_logprobs
 
 TOLERANCE = 2e-5
 
@@ -32,6 +32,24 @@ def test_scores_do_not_depend_on_the_batch_size(tmp_path: Path, score_at: str) -
     for batch_size in (1, 3):
         scores = reward_scores(model, PROMPTS, RESPONSES, pad_id=PAD, batch_size=batch_size)
         torch.testing.assert_close(scores, whole, atol=TOLERANCE, rtol=0)
+
+
+def test_checklist_10_the_penalty_comes_after_the_normalisation(tmp_path: Path) -> None:
+    model = tiny_reward_model(tmp_path)
+    model.gain, model.bias = 2.5, -0.75
+
+    def scores(penalty: float) -> torch.Tensor:
+        settings = ppo_settings(missing_eos_penalty=penalty)
+        return penalised_scores(
+            model, PROMPTS, RESPONSES,
+            settings=settings, pad_id=PAD, eos_id=EOS, precision="fp32",
+        )[0]  # fmt: skip
+
+    cut = torch.tensor([ids[-1] != EOS for ids in RESPONSES])
+    assert 0 < cut.sum() < len(cut)
+    whole = reward_scores(model, PROMPTS, RESPONSES, pad_id=PAD)
+    assert torch.equal(scores(0.0), whole)
+    assert torch.equal(scores(0.5), whole - 0.5 * cut.float())
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

@@ -1,11 +1,14 @@
 """Text to tokens, padding and masks."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import CHAT_TEMPLATE, shipped_tokenizer, tiny_lm, tokenizer
 
+import rlhf_core
 from rlhf_core.tokens import (
     PAD,
     collate,
@@ -111,6 +114,18 @@ def test_checklist_3_prompt_and_response_are_tokenised_apart() -> None:
         assert encode_responses(tokenizer(), responses[i : i + 1])[0] == together[1][i]
         batch = collate(together[0][i : i + 1], together[1][i : i + 1], pad_id=0)
         assert batch.input_ids[0].tolist() == together[0][i] + together[1][i]
+
+
+def test_checklist_3_no_other_file_tokenises_text() -> None:
+    project = Path(rlhf_core.__file__).parents[1]
+    call = re.compile(r"(?<!\w)(self\.)?_?tokenizer\(|apply_chat_template|\.encode_plus\(")
+    found = {
+        file.relative_to(project).as_posix()
+        for folder in ("rlhf_core", "tasks", "flows")
+        for file in (project / folder).rglob("*.py")
+        if call.search(file.read_text(encoding="utf-8"))
+    }
+    assert found == {"rlhf_core/tokens.py"}
 
 
 def test_response_without_eos_when_it_was_cut() -> None:
