@@ -158,6 +158,12 @@ def test_checklist_2_and_4_collate_pads_prompts_left_and_responses_right() -> No
     assert batch.prompt_mask.int().tolist() == [[1, 1], [0, 1]]
 
 
+def test_checklist_4_kept_tokens_go_row_by_row_and_come_back_with_0_in_padding() -> None:
+    batch = collate([[5], [6]], [[7, 8], [9]], pad_id=0)
+    assert batch.kept_ids.tolist() == [7, 8, 9]
+    assert batch.place(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1.0, 2.0], [3.0, 0.0]]
+
+
 def test_checklist_2_positions_count_real_tokens() -> None:
     mask = torch.tensor([[False, False, True, True, True, False]])
     assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2, 2]]
