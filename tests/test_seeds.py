@@ -42,6 +42,7 @@ def both(alone: dict[int, Place], tmp_path: Path) -> Place:
     return place
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_make_the_artifacts_of_single_runs(
     alone: dict[int, Place], tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_one_command_compares_seeds(
     assert [float(cell) for cell in found[1:]] == pytest.approx(wanted, rel=0.05, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_seed_that_fails_does_not_stop_the_others(
     both: Place, command: Callable[..., tuple[int, list[str]]]
 ) -> None:
