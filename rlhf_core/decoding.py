@@ -17,6 +17,9 @@ from rlhf_core.tokens import position_ids
 class Decoder(Protocol):
     """Reads prompts, then one token more of each row at a time."""
 
+    leaving_share: float
+    """Finished rows should leave once the running ones are fewer than this share of the batch."""
+
     def read(self, ids: Int[Tensor, "B P"], mask: Bool[Tensor, "B P"]) -> Float[Tensor, "B V"]:
         """Logits behind prompts that are padded on the left."""
 
@@ -36,6 +39,8 @@ def build_decoder(model: CausalLM, precision: Precision) -> Decoder:
 
 class TransformersDecoder:
     """The model's own forward pass, for every family."""
+
+    leaving_share = 0.75  # copying the cache at every single end would cost more than it saves
 
     def __init__(self, model: CausalLM) -> None:
         self._model = model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.decoding import Decoder, build_decoder
@@ -29,10 +29,6 @@ from rlhf_core.tokens import (
     encode_prompts,
     length_sorted_batches,
 )
-
-COMPACT_SHARE = 0.75
-"""Finished rows leave the batch once the running ones are fewer than this share of it; copying the
-cache at every single end would cost more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,16 @@ def sample(
         max_new_tokens: longest response, EOS included.
         pad_id: never sampled.
         eos_id: ends a response.
-        generator: on the model's device; the same state gives the same texts.
+        generator: on the model's device; the same state gives the same texts. Each text has random
+            numbers of its own, so that no other text of the batch can change it.
         batch_size: rows decoded at once; prompts are sorted by length first.
         precision: of the matrix products.
         progress: told how many responses are finished.
     """
     results: dict[int, Sampled] = {}
     decoder = build_decoder(model, precision)
+    shape = len(prompt_ids), max_new_tokens
+    uniform = torch.rand(shape, generator=generator, device=model.device)
     progress = progress or NoProgress()
     done = 0
     for rows in length_sorted_batches([len(ids) for ids in prompt_ids], batch_size):
@@ -88,8 +87,7 @@ def sample(
                 max_new_tokens=max_new_tokens,
                 pad_id=pad_id,
                 eos_id=eos_id,
-                generator=generator,
-                device=model.device,
+                uniform=uniform[rows],
             )
         for row, one in zip(rows, sampled, strict=True):
             results[row] = one
@@ -106,9 +104,9 @@ def _sample_batch(
     max_new_tokens: int,
     pad_id: int,
     eos_id: int,
-    generator: torch.Generator,
-    device: torch.device,
+    uniform: Float[Tensor, "B R"],
 ) -> list[Sampled]:
+    device = uniform.device
     # A prompt that is there several times is read once.
     distinct = list(dict.fromkeys(map(tuple, prompt_ids)))
     number = {ids: row for row, ids in enumerate(distinct)}
@@ -123,7 +121,7 @@ def _sample_batch(
     rows = torch.arange(len(prompt_ids), device=device)
     running = torch.ones(len(prompt_ids), dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
-        token, logprob = _draw(logits, temperature, pad_id, generator)
+        token, logprob = _draw(logits, temperature, pad_id, uniform[rows, t])
         token = token.masked_fill(~running, pad_id)
         tokens[rows, t] = token
         logprobs[rows, t] = logprob.masked_fill(~running, 0.0)
@@ -131,8 +129,8 @@ def _sample_batch(
         num_running = int(running.sum())
         if num_running == 0 or t == max_new_tokens - 1:
             break
-        if num_running < COMPACT_SHARE * len(rows):
-            kept = running.nonzero().squeeze(1)
+        if num_running < decoder.leaving_share * len(rows):
+            kept = _close_ranks(running, num_running)
             decoder.select(kept)
             rows, token, running = rows[kept], token[kept], running[kept]
         logits = decoder.step(token)
@@ -142,28 +140,34 @@ def _sample_batch(
     ]
 
 
+def _close_ranks(running: Bool[Tensor, " B"], num_running: int) -> Int[Tensor, " N"]:
+    """The running rows, those at the end in the places of finished ones, so that few move."""
+    rows = torch.arange(num_running, device=running.device)
+    rows[~running[:num_running]] = num_running + running[num_running:].nonzero().squeeze(1)
+    return rows
+
+
 def _draw(
-    logits: Float[Tensor, "B V"], temperature: float, pad_id: int, generator: torch.Generator
+    logits: Float[Tensor, "B V"], temperature: float, pad_id: int, uniform: Float[Tensor, " B"]
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     prepared = prepare_logits(logits, temperature=temperature or 1.0, suppressed_id=pad_id)
     all_logprobs = prepared.log_softmax(-1)
     if temperature == 0:
         token = all_logprobs.argmax(-1)
     else:
-        token = _draw_by_cdf(all_logprobs.exp(), generator)
+        token = _draw_by_cdf(all_logprobs.exp(), uniform)
     return token, all_logprobs.gather(1, token.unsqueeze(1)).squeeze(1)
 
 
 def _draw_by_cdf(
-    probabilities: Float[Tensor, "B V"], generator: torch.Generator
+    probabilities: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]
 ) -> Int[Tensor, " B"]:
     """Inverse transform sampling: one random number a row, where torch.multinomial draws V.
 
     A token of probability 0 is never drawn: its step of the cumulative sum is empty.
     """
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    uniform = torch.rand(len(probabilities), 1, generator=generator, device=probabilities.device)
-    target = uniform.double() * cumulative[:, -1:]
+    target = uniform.double().unsqueeze(1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 

@@ -178,7 +178,7 @@ def _angles(trunk: Any, x: Tensor, positions: Int[Tensor, " N"]) -> list[Tensor]
 def _rotate(x: Float[Tensor, "N H C"], angles: list[Tensor]) -> Float[Tensor, "N H C"]:
     """Rotary position embedding (Su et al. 2021), in transformers' order of dimensions."""
     cos, sin = angles
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def _heads(attention: Any, which: str, states: Float[Tensor, "N D"]) -> Float[Tensor, "N H C"]:
@@ -219,6 +219,8 @@ class LlamaDecoder:
     A few large operations a layer instead of dozens, and keys and values stay where they are.
     """
 
+    leaving_share = 1.0  # a row that leaves costs the copy of one other row at most
+
     def __init__(self, model: Any, *, dtype: torch.dtype) -> None:
         """`model` is one that `fits`; `dtype` is that of the products."""
         self._trunk, self._dtype = model.base_model, dtype
@@ -252,7 +254,13 @@ class LlamaDecoder:
 
     def select(self, rows: Int[Tensor, " N"]) -> None:
         """Go on with these rows; one may be there several times."""
-        self._cache = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self._cache]
+        if len(rows) <= len(self._positions):  # most stay where they are
+            moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(1)
+            for kept in (x[:, :, : self._length] for layer in self._cache for x in layer):
+                kept[moved] = kept[rows[moved]]
+            self._cache = [(k[: len(rows)], v[: len(rows)]) for k, v in self._cache]
+        else:
+            self._cache = [(k[rows], v[rows]) for k, v in self._cache]
         self._positions, self._prompt_bias = self._positions[rows], self._prompt_bias[rows]
 
     def step(self, token: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
@@ -264,7 +272,7 @@ class LlamaDecoder:
         x = self._trunk.embed_tokens(token)
         for layer, (keys, values) in zip(self._layers, self._cache, strict=True):
             groups = keys.shape[1]
-            heads = layer.qkv(F.rms_norm(x, x.shape[-1:], *layer.norm))
+            heads = layer.qkv(F.rms_norm(x, x.shape[-1:], eps=layer.epsilon))
             heads = heads.view(len(token), -1, keys.shape[-1])
             rotated = _rotate(layer.normalise_heads(heads[:, :-groups]), angles)
             keys[:, :, at], values[:, :, at] = rotated[:, -groups:], heads[:, -groups:]
@@ -277,9 +285,10 @@ class LlamaDecoder:
                 scores[..., :length] += self._prompt_bias[:, None, None]
             weights = scores.softmax(-1, dtype=torch.float32).to(self._dtype)
             x = x + layer.out((weights @ values[:, :, : self._length]).view(len(token), -1))
-            gate, up = layer.gate_up(F.rms_norm(x, x.shape[-1:], *layer.mlp_norm)).chunk(2, -1)
+            gate, up = layer.gate_up(F.rms_norm(x, x.shape[-1:], eps=layer.epsilon)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
-        return self._head(self._trunk.norm(x))
+        last = self._trunk.norm
+        return self._head(F.rms_norm(x, x.shape[-1:], last.weight, last.variance_epsilon))
 
     def _make_room(self) -> None:
         if self._length < self._cache[0][0].shape[2]:
@@ -296,16 +305,21 @@ SPARE_TOKENS = 64
 
 
 def _grown(cache: Float[Tensor, "B H T C"], length: int) -> Float[Tensor, "B H L C"]:
-    grown = cache.new_zeros(*cache.shape[:2], length, cache.shape[3])
+    grown = cache.new_empty(*cache.shape[:2], length, cache.shape[3])
     grown[:, :, : cache.shape[2]] = cache
     return grown
 
 
 class _Product:
-    """Linear layers that read the same input, as one product with weights laid out (in, out)."""
+    """Linear layers that read the same input, as one product with weights laid out (in, out).
 
-    def __init__(self, layers: list[nn.Linear], dtype: torch.dtype) -> None:
-        self._weight = torch.cat([layer.weight.to(dtype) for layer in layers]).t().contiguous()
+    Where the input comes out of a norm, that norm's weights are in the product.
+    """
+
+    def __init__(self, layers: list[nn.Linear], dtype: torch.dtype, norm: Any = None) -> None:
+        weights = torch.cat([layer.weight for layer in layers])
+        scaled = weights if norm is None else weights * norm.weight
+        self._weight = scaled.to(dtype).t().contiguous()
         biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
         self._bias = torch.cat(biases) if biases else None
 
@@ -319,13 +333,11 @@ class _DecoderLayer:
         attention, mlp = layer.self_attn, layer.mlp
         self._attention = attention
         self.scaling = attention.scaling
-        self.norm, self.mlp_norm = (
-            (norm.weight, norm.variance_epsilon)
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
-        )
-        self.qkv = _Product([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        before, between = layer.input_layernorm, layer.post_attention_layernorm
+        self.epsilon = before.variance_epsilon  # the family has one for all norms
+        self.qkv = _Product([attention.q_proj, attention.k_proj, attention.v_proj], dtype, before)
         self.out = _Product([attention.o_proj], dtype)
-        self.gate_up = _Product([mlp.gate_proj, mlp.up_proj], dtype)
+        self.gate_up = _Product([mlp.gate_proj, mlp.up_proj], dtype, between)
         self.down = _Product([mlp.down_proj], dtype)
         self._num_queries = attention.q_proj.out_features // attention.head_dim
 

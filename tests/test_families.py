@@ -245,8 +245,8 @@ def test_a_prompt_read_once_for_all_its_texts_is_the_same(name: str, tmp_path: P
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decoding_with_cache_and_batch_is_decoding_without(name: str) -> None:
-    lengths = check_decoding(family(name), [*PROMPTS, *PROMPTS], PAD, EOS)
-    assert len(lengths) > 2  # some rows left the batch before others
+    lengths = check_decoding(family(name), PROMPTS * 3, PAD, EOS)
+    assert len(lengths) > 1  # some rows left the batch before others
 
 
 SHIPPED = {

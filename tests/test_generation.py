@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import EOS, PAD, PROMPTS, VOCAB, batch_of, greedy, tiny_lm
 
-from rlhf_core import generation
+from rlhf_core.decoding import TransformersDecoder
 from rlhf_core.generation import Sampled, sample
+from rlhf_core.llama import LlamaDecoder
 from rlhf_core.logprobs import prepare_logits, token_logprobs
 from rlhf_core.models import response_logits
 
@@ -137,18 +138,32 @@ def sliding_window_lm() -> Any:
     return MistralForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.1])
-def test_dropping_finished_rows_changes_nothing(
-    share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_lm()
-    monkeypatch.setattr(generation, "COMPACT_SHARE", 0.0)  # never drops
-    kept = greedy(model, PROMPTS)
-    monkeypatch.setattr(generation, "COMPACT_SHARE", share)  # 1.1: after every end
-    dropped = greedy(model, PROMPTS)
-    assert [one.response_ids for one in dropped] == [one.response_ids for one in kept]
-    for one, other in zip(dropped, kept, strict=True):
+def assert_same(found: list[Sampled], expected: list[Sampled]) -> None:
+    assert [one.response_ids for one in found] == [one.response_ids for one in expected]
+    for one, other in zip(found, expected, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("decoder", [LlamaDecoder, TransformersDecoder])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_rows_that_leave_change_nothing(
+    share: float, decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = tiny_lm(), PROMPTS * 6
+    monkeypatch.setattr(LlamaDecoder, "fits", lambda _: decoder is LlamaDecoder)
+    monkeypatch.setattr(decoder, "leaving_share", 0.0)  # they stay to the end
+    stayed = draw(model, prompts)
+    assert len({len(one.response_ids) for one in stayed}) > 5
+    monkeypatch.setattr(decoder, "leaving_share", share)  # 1: at every end
+    assert_same(draw(model, prompts), stayed)
+
+
+def test_no_text_changes_another() -> None:
+    model, prompts = tiny_lm(), PROMPTS * 3
+    together = draw(model, prompts)
+    for batch_size in (1, 5):
+        assert_same(draw(model, prompts, batch_size=batch_size), together)
+    assert together[0] != together[len(PROMPTS)]  # the same prompt, other random numbers
 
 
 def test_same_seed_same_texts_other_seed_other_texts() -> None:

@@ -17,6 +17,7 @@ from benchmarks.speed.ppo_load import (
 from benchmarks.speed.rows import NO_BF16, Row, alternate, auto_is_bf16, seconds
 from rlhf_core.generation import sample
 from rlhf_core.models import choose_attention
+from rlhf_core.runtime import keep_freed_memory
 
 PEER = "generate, fp32"
 BOUNDS = {
@@ -32,6 +33,7 @@ FAMILIES = ("GPT2", "GPTNeoX", "OPT", "Gemma", "Mistral", "Qwen2", "Qwen3")
 def rows(*, quick: bool) -> Iterator[Row]:
     """Batches of 1, 16, 64 and 256 of the load's Llama, and 64 of every other family; the bounds
     are those of 64."""
+    keep_freed_memory()  # as every step of the pipeline does; it serves both sides
     rounds = 3 if quick else 5
     for name, load in LOADS.items():
         models = [language_model(llama_config(), ragged=load.ragged) for _ in range(2)]
