@@ -7,22 +7,24 @@ project; the tests of its room must fail there. A survivor ends the command with
 """
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 
+import pytest
 import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
-MUTANT_SECONDS = 600
-"""A mutant that runs longer (an endless loop, say) is caught by that."""
+LIBRARIES = ("hypothesis", "jaxtyping", "pandas", "pyarrow.parquet", "scipy.stats", "torch")
+LIBRARIES += ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
+"""Imported once, not for each mutant: that takes as long as the tests. Nothing of the project is
+among them."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +63,46 @@ def main() -> int:
         if count != 1:
             print(f"{mutant.file}: {mutant.name!r} must stand once in it, found {count} times")
             return 2
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+    sys.dont_write_bytecode = True
+    for name in LIBRARIES:
+        importlib.import_module(name)
     started, survivors = time.monotonic(), []
-    folders: Queue[Path] = Queue()
-    with tempfile.TemporaryDirectory() as scratch:
-        for job in range(options.jobs):
-            folders.put(_copy_project(Path(scratch) / str(job)))
-        for tests in dict.fromkeys(mutant.tests for mutant in chosen):
-            if code := _run_tests(tests, folder=Path(scratch) / "0"):
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
+        suites = list(dict.fromkeys(mutant.tests for mutant in chosen))
+        for tests, code in zip(suites, pool.imap(_test_sound, suites, chunksize=1), strict=True):
+            if code:
                 print(f"{' '.join(tests)}: exit code {code} without any fault; mend that first")
                 return 2
-
-        def judge(mutant: Mutant) -> tuple[Mutant, str]:
-            folder = folders.get()
-            try:
-                return mutant, _fate(mutant, folder)
-            finally:
-                folders.put(folder)
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for number, (mutant, fate) in enumerate(pool.map(judge, chosen), start=1):
-                print(f"{number:3}/{len(chosen)} {fate:9} {mutant.file}: {mutant.name}", flush=True)
-                if fate != "caught":
-                    survivors.append(mutant)
+        for number, (mutant, code) in enumerate(
+            zip(chosen, pool.imap(_test_mutant, chosen, chunksize=1), strict=True), start=1
+        ):
+            # 1: tests failed. Anything else (2: nothing could be collected) proves nothing.
+            fate = {0: "SURVIVED", 1: "caught"}.get(code, f"EXIT {code}")
+            print(f"{number:3}/{len(chosen)} {fate:9} {mutant.file}: {mutant.name}", flush=True)
+            if fate != "caught":
+                survivors.append(mutant)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants caught in {minutes:.1f} min")
     return 1 if survivors else 0
 
 
-def _copy_project(folder: Path) -> Path:
-    folder.mkdir()
+def _test_sound(tests: tuple[str, ...]) -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        _copy_project(Path(scratch))
+        return _run_tests(tests, folder=Path(scratch))
+
+
+def _test_mutant(mutant: Mutant) -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        _copy_project(Path(scratch))
+        path = Path(scratch) / mutant.file
+        sound = path.read_text(encoding="utf-8")
+        path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")
+        return _run_tests(mutant.tests, folder=Path(scratch))
+
+
+def _copy_project(folder: Path) -> None:
     for name in ("rlhf_core", "tasks", "flows", "tests", "deployments", "pyproject.toml"):
         source = PROJECT / name
         if source.is_dir():
@@ -97,36 +110,17 @@ def _copy_project(folder: Path) -> Path:
             shutil.copytree(source, folder / name, ignore=ignored)
         else:
             shutil.copy(source, folder / name)
-    return folder
-
-
-def _fate(mutant: Mutant, folder: Path) -> str:
-    path = folder / mutant.file
-    sound = path.read_text(encoding="utf-8")
-    path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")
-    try:
-        code = _run_tests(mutant.tests, folder=folder)
-    except subprocess.TimeoutExpired:
-        return "caught"
-    finally:
-        path.write_text(sound, encoding="utf-8")
-    # 1: tests failed. Anything else (2: nothing could be collected) proves nothing.
-    return {0: "SURVIVED", 1: "caught"}.get(code, f"EXIT {code}")
 
 
 def _run_tests(tests: tuple[str, ...], *, folder: Path) -> int:
-    environment = os.environ | {
-        "PYTHONPATH": str(folder),  # before the installed project
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        timeout=MUTANT_SECONDS,
-    ).returncode
+    """In this process, which nobody uses afterwards; a test that hangs fails by its time-out."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)  # of processes that the tests start
+    sys.path[:0] = [str(folder)]  # before the installed project
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
 
 
 if __name__ == "__main__":
