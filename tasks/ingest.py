@@ -9,6 +9,7 @@ hash of the text, so that a part of them can be held out.
 import dataclasses
 import shutil
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,12 +176,18 @@ def _publish(run: StepRun, collected: _Collected) -> None:
     num_documents = sum(document_counts.texts.values())
     if stands_in:
         run.log(f"no source has the role corpus: {num_documents} texts of demonstrations stand in")
-    for table, batches, names in (
-        ("corpus", documents.texts(), ["text_id", "text", "source", "split"]),
-        ("prompts", book.texts(), ["prompt_id", "prompt", "source", "split"]),
-        ("demonstrations", book.responses(), ["prompt_id", "response", "source", "split"]),
-    ):
+    large = {
+        "corpus": (documents.texts(), ["text_id", "text", "source", "split"]),
+        "prompts": (book.texts(), ["prompt_id", "prompt", "source", "split"]),
+        "demonstrations": (book.responses(), ["prompt_id", "response", "source", "split"]),
+    }
+
+    def write(table: str) -> None:
+        batches, names = large[table]
         run.write_batches(table, (batch.rename_columns(names) for batch in batches))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, large))
     for table, records in (
         ("candidates", collected.rankings.candidates.rows),
         ("rankings", list(collected.rankings.rows.values())),

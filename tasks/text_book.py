@@ -9,6 +9,7 @@ back into the order of the sources.
 import itertools
 from array import array
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,6 +76,9 @@ class TextBook:
         self._num_rows = 0
         self._sources: dict[str, int] = {}
         self._known_tags: dict[tuple[str, ...], int] = {}
+        self._writer = ThreadPoolExecutor(1)
+        """Writes a block while the next one fills."""
+        self._writing: Future[None] | None = None
         self._begin_block()
 
     def _begin_block(self) -> None:
@@ -112,26 +116,37 @@ class TextBook:
             self._end_block()
 
     def _end_block(self) -> None:
+        """Hand the block to the writer; only one waits, lest they pile up."""
+        self._end_writing()
+        columns = self._ids, self._tags, self._block, self._answers
+        self._writing = self._writer.submit(self._write, self._num_rows, *columns)
+        self._begins.append(self._num_rows)
+        self._num_rows += len(self._block)
+        self._begin_block()
+
+    def _end_writing(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(
+        self, first: int, ids_: bytearray, tags: "array[int]", texts: list[str], answers: list[str | None]
+    ) -> None:
         import numpy as np
 
-        ids = np.frombuffer(self._ids, ">u8").astype(np.uint64)
-        first = self._num_rows
+        ids = np.frombuffer(ids_, ">u8").astype(np.uint64)
         part = (ids % _PARTS).astype(np.uint8)
         order = np.argsort(part, kind="stable")
         block = pa.table(
             [
                 ids,
                 np.arange(first, first + len(ids)),
-                np.frombuffer(self._tags, np.uint32),
-                pa.array(self._block, pa.string()),
-                pa.array(self._answers, pa.string()),
+                np.frombuffer(tags, np.uint32),
+                pa.array(texts, pa.string()),
+                pa.array(answers, pa.string()),
             ],
             schema=_ROWS,
         ).take(order)
-        self._begins.append(first)
-        self._num_rows += len(ids)
         _write_parts(self._rows, block, np.searchsorted(part[order], np.arange(_PARTS + 1)))
-        self._begin_block()
 
     def settle(self, *, shares: Mapping[Split, float], salt: str) -> Counts:
         """Merge what repeats and give every text its split; nothing can be added any more.
@@ -141,6 +156,8 @@ class TextBook:
         """
         if self._block:
             self._end_block()
+        self._end_writing()
+        self._writer.shutdown()
         self._rows.close()
         counts, names = Counts(), pa.array(list(self._sources), pa.string())
         faults: list[tuple[int, str]] = []

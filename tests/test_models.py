@@ -95,6 +95,8 @@ def test_checklist_2_padding_never_matters(tmp_path: Path, score_at: str) -> Non
                 token_scores[row, :length], scorer.token_scores(alone)[0], atol=TOLERANCE, rtol=0
             )
         assert (token_scores[~batch.response_mask] == 0).all()
+        from_states = scorer.token_scores(batch, scorer.states(batch))
+        torch.testing.assert_close(from_states, token_scores, atol=TOLERANCE, rtol=0)
 
 
 def test_checklist_2_and_4_content_of_padding_never_matters(tmp_path: Path) -> None:

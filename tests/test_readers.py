@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,8 @@ from rlhf_core.errors import InputError
 from tasks.readers import SourceReader, json_rows
 from tasks.readers.csv_rows import read_csv
 from tasks.readers.files import find_file
-from tasks.readers.rows import Row
+from tasks.readers.json_rows import read_json_lines
+from tasks.readers.rows import BadRow, Row
 from tasks.readers.texts import Demonstration
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -338,3 +340,29 @@ def test_e2e_is_read_whole_and_fast() -> None:
     assert (len(good), bad) == (42_061, [])
     assert good[-1][0] == 42_064  # two texts go over two lines
     assert time.process_time() - started < 20  # seconds of processor; takes about 0.4
+
+
+_values = st.one_of(
+    st.none(), st.text('a"\\\n ü', max_size=4), st.integers(), st.just(2**70), st.lists(st.text(max_size=2))
+)
+_pairs = st.lists(st.tuples(st.text('ab"\\', max_size=2), _values), max_size=4)
+
+
+@given(_pairs, st.booleans())
+@settings(max_examples=500)
+def test_a_line_is_read_as_it_stands_or_refused_for_a_repeated_key(
+    pairs: list[tuple[str, Any]], escaped: bool
+) -> None:
+    def written(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=escaped)
+
+    text = "{" + ", ".join(f"{written(name)}: {written(value)}" for name, value in pairs) + "}"
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "x.jsonl"
+        path.write_text(text + "\n", encoding="utf-8")
+        (row,) = read_json_lines(path)
+    if len(dict(pairs)) < len(pairs):
+        assert isinstance(row, BadRow)
+        assert "is given twice" in row.reason
+    else:
+        assert row == Row(1, dict(pairs), text.strip())
