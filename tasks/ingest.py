@@ -8,7 +8,7 @@ hash of the text, so that a part of them can be held out.
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from tasks.readers import (
     Rejected,
     SourceReader,
     digest_sources,
+    examples_of,
     source_names,
 )
 from tasks.step import StepRun, step
@@ -124,11 +125,9 @@ def _read_source(
         data_dir=Path(run.config.paths.data),
         max_rejected_share=run.config.ingest.max_rejected_share,
     )
-    for line, example in reader.examples():
-        if example.split and source.splits and example.split not in source.splits:
-            reader.reject(f"split: {example.split} is not among the source's splits")
-            continue
-        allowed = [example.split] if example.split else source.splits
+    splits = source.splits
+    for line, example in examples_of(reader):
+        allowed = [example.split] if example.split else splits
         collected.add(example, name=name, line=line, allowed=allowed)
         if reader.num_rows % SHOW_ROWS == 0:
             show(rows=reader.num_rows)
@@ -168,26 +167,27 @@ def _publish(run: StepRun, collected: _Collected) -> None:
         "shares": run.config.ingest.split_shares,
         "salt": run.config.ingest.split_salt,
     }
+
+    def write(table: str, batches: Iterator[pa.Table], names: list[str]) -> None:
+        names += ["source", "split"]
+        run.write_batches(table, (batch.rename_columns(names) for batch in batches))
+
     counts = book.settle(**settings)
     stands_in = not len(documents)
-    if stands_in:
-        _add_demonstrations(documents, book)
-    document_counts = documents.settle(**settings)
+    with ThreadPoolExecutor() as pool:  # Arrow writes on the other cores
+        writing = [
+            pool.submit(write, "prompts", book.texts(), ["prompt_id", "prompt"]),
+            pool.submit(write, "demonstrations", book.responses(), ["prompt_id", "response"]),
+        ]
+        if stands_in:
+            _add_demonstrations(documents, book)
+        document_counts = documents.settle(**settings)
+        write("corpus", documents.texts(), ["text_id", "text"])
+        for written in writing:
+            written.result()
     num_documents = sum(document_counts.texts.values())
     if stands_in:
         run.log(f"no source has the role corpus: {num_documents} texts of demonstrations stand in")
-    large = {
-        "corpus": (documents.texts(), ["text_id", "text", "source", "split"]),
-        "prompts": (book.texts(), ["prompt_id", "prompt", "source", "split"]),
-        "demonstrations": (book.responses(), ["prompt_id", "response", "source", "split"]),
-    }
-
-    def write(table: str) -> None:
-        batches, names = large[table]
-        run.write_batches(table, (batch.rename_columns(names) for batch in batches))
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(write, large))
     for table, records in (
         ("candidates", collected.rankings.candidates.rows),
         ("rankings", list(collected.rankings.rows.values())),

@@ -129,7 +129,12 @@ class TextBook:
             self._writing.result()
 
     def _write(
-        self, first: int, ids_: bytearray, tags: "array[int]", texts: list[str], answers: list[str | None]
+        self,
+        first: int,
+        ids_: bytearray,
+        tags: "array[int]",
+        texts: list[str],
+        answers: list[str | None],
     ) -> None:
         import numpy as np
 

@@ -21,8 +21,16 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
-LIBRARIES = ("hypothesis", "jaxtyping", "pandas", "pyarrow.parquet", "scipy.stats", "torch")
-LIBRARIES += ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
+LIBRARIES = (
+    "hypothesis",
+    "jaxtyping",
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.stats",
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+)
 """Imported once, not for each mutant: that takes as long as the tests. Nothing of the project is
 among them."""
 

@@ -40,13 +40,16 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_repeats)
 
 
-def _plain_object(text: str) -> dict[str, Any] | None:
+def _plain_object(raw: bytes) -> dict[str, Any] | None:
     """What `_DECODER` makes of an object that holds texts and nulls alone, in a third of the time;
     None for any other, and wherever it is not certain that no key is given twice."""
-    if "\\\\" in text:
-        return None
+    num_marks = raw.count(b'"')
+    if b"\\" in raw:
+        if b"\\\\" in raw:
+            return None
+        num_marks -= raw.count(b'\\"')
     try:
-        values = orjson.loads(text)
+        values = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return None
     if not isinstance(values, dict):
@@ -58,7 +61,6 @@ def _plain_object(text: str) -> dict[str, Any] | None:
         elif value is not None:
             return None
     # A key that was given twice has left its quotation marks behind.
-    num_marks = text.count('"') - text.count('\\"')
     return values if num_marks == 2 * num_texts else None
 
 
@@ -73,6 +75,10 @@ def read_json_lines(path: Path) -> Iterator[Row | BadRow]:
     """One object per line; blank lines are passed over."""
     with open_bytes(path) as stream:
         for line, raw in enumerate(iter(lambda: stream.readline(MAX_ROW_BYTES), b""), start=1):
+            values = _plain_object(raw)
+            if values is not None:
+                yield Row(line, values, raw)
+                continue
             if len(raw) == MAX_ROW_BYTES:
                 while raw and not raw.endswith(b"\n"):
                     raw = stream.readline(MAX_ROW_BYTES)
@@ -89,8 +95,7 @@ def read_json_lines(path: Path) -> Iterator[Row | BadRow]:
             if not text:
                 continue
             try:
-                values = _plain_object(text) or _DECODER.decode(text)
-                yield _as_row(line, values, text)
+                yield _as_row(line, _DECODER.decode(text), text)
             except json.JSONDecodeError as error:
                 reason = f"invalid JSON: {error.msg} at column {error.colno}"
                 yield BadRow(line, reason, shown(text))

@@ -51,6 +51,7 @@ class SourceReader:
     the last row.
 
     Attributes:
+        name: what tables call the source.
         rejected: the bad rows so far.
         left_out: parts of good rows that are no examples, by what they are.
         noticed: what a person should know of the examples, by what it is.
@@ -83,8 +84,8 @@ class SourceReader:
         self.num_rows = 0
         self.format: Format | None = None
         self.columns: dict[str, str] = {}
+        self.name = name
         self._source = source
-        self._name = name
         self._data_dir = data_dir
         self._max_rejected_share = max_rejected_share
         self._share_field = share_field
@@ -103,19 +104,22 @@ class SourceReader:
         for row in self._open():
             self.num_rows += 1
             if isinstance(row, BadRow):
-                self.rejected.append(Rejected(self._name, row.line, row.reason, row.content))
+                self.rejected.append(Rejected(self.name, row.line, row.reason, row.content))
                 continue
             self._current = row
             for part in self._parse(row):
-                if isinstance(part, Kept):
+                if isinstance(part, Example):
+                    if self._allows(part):
+                        yield row.line, part
+                elif isinstance(part, Kept):
                     # Its line and beginning are all that is needed of the row from here on.
                     kept.append((Row(row.line, {}, _content(row)), part))
-                elif (example := self._count(part)) is not None:
-                    yield row.line, example
+                else:
+                    self._count(part)
         if self.format is not None and self.format.finish is not None:
             for row, part in self.format.finish(kept):
                 self._current = row
-                if (example := self._count(part)) is not None:
+                if (example := self._count(part)) is not None and self._allows(example):
                     yield row.line, example
         self._check_share()
 
@@ -137,6 +141,23 @@ class SourceReader:
             return part
         return None
 
+    def _allows(self, example: Example) -> bool:
+        allowed = self._source.splits
+        if not example.split or not allowed or example.split in allowed:
+            return True
+        self.reject(f"split: {example.split} is not among the source's splits")
+        return False
+
+    def num_bytes(self) -> int:
+        """Of the file; 0 for a dataset.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        if self._source.kind != "file":
+            return 0
+        return find_file(self._source.path or "", self._data_dir).stat().st_size
+
     def summary(self) -> str:
         """What was read, in a line for people."""
         line = f"{self.num_rows} rows, {len(self.rejected)} of them rejected"
@@ -149,7 +170,7 @@ class SourceReader:
         """Reject the example that came last; the others of its row stay."""
         row = self._current
         assert row is not None, "reject is for the example that came last"
-        self.rejected.append(Rejected(self._name, row.line, reason, _content(row)))
+        self.rejected.append(Rejected(self.name, row.line, reason, _content(row)))
 
     def _open(self) -> Iterator[Row | BadRow]:
         source = self._source

@@ -1,8 +1,7 @@
 """Rows that hold a document, a prompt, a prompt with its response, or a chat of several."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from rlhf_core.config import Split
 from tasks.readers.chats import (
@@ -24,24 +23,21 @@ from tasks.readers.rows import (
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """A text of the corpus."""
 
     text: str
     split: Split | None
 
 
-@dataclass(frozen=True, slots=True)
-class PromptExample:
+class PromptExample(NamedTuple):
     """A prompt without a response."""
 
     prompt: str
     split: Split | None
 
 
-@dataclass(frozen=True, slots=True)
-class Demonstration:
+class Demonstration(NamedTuple):
     """A prompt and how a person answered it."""
 
     prompt: str
