@@ -86,7 +86,7 @@ def _metric_file(config: PipelineConfig) -> dict[str, str]:
 
 
 @step(
-    version=3,
+    version=4,
     sections=("evaluate", "seed", "precision", "ingest.max_rejected_share"),
     external=_metric_file,
     spreads=True,

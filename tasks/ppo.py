@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tasks.live import State
 
 
-@step(version=4, sections=("ppo", "seed", "precision", "ingest.max_rejected_share"))
+@step(version=5, sections=("ppo", "seed", "precision", "ingest.max_rejected_share"))
 def ppo(
     run: StepRun, *, policy: ModelArtifact, reward_model: ModelArtifact, prompts: TableArtifact
 ) -> None:

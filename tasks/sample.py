@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @step(
-    version=3,
+    version=4,
     sections=("sample", "seed", "precision", "ingest.max_rejected_share"),
     spreads=True,
 )
