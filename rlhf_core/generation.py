@@ -67,7 +67,7 @@ def sample(
         pad_id: never sampled.
         eos_id: ends a response.
         generator: on the model's device; the same state gives the same texts. Each text has random
-            numbers of its own, so that no other text of the batch can change it.
+            numbers of its own, so that no other text of the batch can change it but by rounding.
         batch_size: rows decoded at once; prompts are sorted by length first.
         precision: of the matrix products.
         progress: told how many responses are finished.

@@ -6,6 +6,7 @@ rankings too, are in the table `prompts`. Documents of the corpus are split like
 hash of the text, so that a part of them can be held out.
 """
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -125,12 +126,14 @@ def _read_source(
         data_dir=Path(run.config.paths.data),
         max_rejected_share=run.config.ingest.max_rejected_share,
     )
-    splits = source.splits
-    for line, example in examples_of(reader):
-        allowed = [example.split] if example.split else splits
-        collected.add(example, name=name, line=line, allowed=allowed)
-        if reader.num_rows % SHOW_ROWS == 0:
-            show(rows=reader.num_rows)
+    splits, shown = source.splits, 0
+    with contextlib.closing(examples_of(reader)) as examples:
+        for line, example in examples:
+            allowed = [example.split] if example.split else splits
+            collected.add(example, name=name, line=line, allowed=allowed)
+            if reader.num_rows >= shown + SHOW_ROWS:
+                shown = reader.num_rows
+                show(rows=shown)
     collected.rejected += reader.rejected
     run.log(f"{name}: {reader.summary()}")
 

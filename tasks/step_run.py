@@ -181,7 +181,11 @@ class StepRun:
                 step=self.step, key=self.key, digest=digest, kind=self._model_kind
             )
         return StepResult(
-            step=self.step, key=self.key, tables=self._tables, model=model, facts=self._facts
+            step=self.step,
+            key=self.key,
+            tables=dict(sorted(self._tables.items())),  # threads may have written them
+            model=model,
+            facts=self._facts,
         )
 
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,9 @@ LIBRARIES = (
 )
 """Imported once, not for each mutant: that takes as long as the tests. Nothing of the project is
 among them."""
+_FORK = multiprocessing.get_context("fork")
+MUTANT_SECONDS = 600
+"""A mutant that runs longer (an endless loop, say) is caught by that."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Mutant:
     old: str
     new: str
     tests: tuple[str, ...]
+
+    def text(self) -> str:
+        """The file with the fault."""
+        return (PROJECT / self.file).read_text(encoding="utf-8").replace(self.old, self.new)
 
 
 def load_mutants() -> list[Mutant]:
@@ -71,43 +79,46 @@ def main() -> int:
         if count != 1:
             print(f"{mutant.file}: {mutant.name!r} must stand once in it, found {count} times")
             return 2
+        compile(mutant.text(), mutant.file, "exec")  # a broken file would prove nothing
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
     sys.dont_write_bytecode = True
     for name in LIBRARIES:
         importlib.import_module(name)
     started, survivors = time.monotonic(), []
-    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool:
         suites = list(dict.fromkeys(mutant.tests for mutant in chosen))
-        for tests, code in zip(suites, pool.imap(_test_sound, suites, chunksize=1), strict=True):
+        for tests, code in zip(suites, pool.map(_exit_code, suites), strict=True):
             if code:
                 print(f"{' '.join(tests)}: exit code {code} without any fault; mend that first")
+                pool.shutdown(cancel_futures=True)
                 return 2
-        for number, (mutant, code) in enumerate(
-            zip(chosen, pool.imap(_test_mutant, chosen, chunksize=1), strict=True), start=1
-        ):
-            # 1: tests failed. Anything else (2: nothing could be collected) proves nothing.
-            fate = {0: "SURVIVED", 1: "caught"}.get(code, f"EXIT {code}")
+        codes = pool.map(lambda mutant: _exit_code(mutant.tests, mutant), chosen)
+        for number, (mutant, code) in enumerate(zip(chosen, codes, strict=True), start=1):
+            # 1: tests failed. Anything else (-11: it crashed) proves nothing.
+            fate = {0: "SURVIVED", 1: "caught", None: "timed out"}.get(code, f"EXIT {code}")
             print(f"{number:3}/{len(chosen)} {fate:9} {mutant.file}: {mutant.name}", flush=True)
-            if fate != "caught":
+            if fate not in ("caught", "timed out"):
                 survivors.append(mutant)
     minutes = (time.monotonic() - started) / 60
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants caught in {minutes:.1f} min")
     return 1 if survivors else 0
 
 
-def _test_sound(tests: tuple[str, ...]) -> int:
+def _exit_code(tests: tuple[str, ...], mutant: Mutant | None = None) -> int | None:
+    """Of the tests, in a copy of the project with the fault; None when they took too long."""
     with tempfile.TemporaryDirectory() as scratch:
-        _copy_project(Path(scratch))
-        return _run_tests(tests, folder=Path(scratch))
-
-
-def _test_mutant(mutant: Mutant) -> int:
-    with tempfile.TemporaryDirectory() as scratch:
-        _copy_project(Path(scratch))
-        path = Path(scratch) / mutant.file
-        sound = path.read_text(encoding="utf-8")
-        path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")
-        return _run_tests(mutant.tests, folder=Path(scratch))
+        folder = Path(scratch)
+        _copy_project(folder)
+        if mutant is not None:
+            (folder / mutant.file).write_text(mutant.text(), encoding="utf-8")
+        process = _FORK.Process(target=_run_tests, args=(tests, folder))
+        process.start()
+        process.join(MUTANT_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return None
+        return process.exitcode
 
 
 def _copy_project(folder: Path) -> None:
@@ -120,15 +131,15 @@ def _copy_project(folder: Path) -> None:
             shutil.copy(source, folder / name)
 
 
-def _run_tests(tests: tuple[str, ...], *, folder: Path) -> int:
-    """In this process, which nobody uses afterwards; a test that hangs fails by its time-out."""
+def _run_tests(tests: tuple[str, ...], folder: Path) -> None:
+    """In this process, which ends with the exit code of pytest."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(folder)  # of processes that the tests start
     sys.path[:0] = [str(folder)]  # before the installed project
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rlhf_core.config import Source
 from rlhf_core.errors import InputError
 from tasks.readers import SourceReader, ahead, examples_of
 
-ROWS = "".join(f'{{"prompt": "p{i}", "response": "answer {i % 7}"}}\n' for i in range(5000))
+ROWS = "".join(f'{{"prompt": "p{i}", "response": "{i % 7}{" words" * 40}"}}\n' for i in range(5000))
 BAD = '{"prompt": "p", "response": null}\nno JSON\n{"prompt": "q", "response": "r"}\n'
 DOCUMENTS = '{"text": "words", "split": "sft"}\n{"text": "more", "split": "ppo"}\n'
 ONE_SPLIT: dict[str, Any] = {"role": "corpus", "columns": {"split": "split"}, "splits": ["sft"]}
@@ -22,7 +22,7 @@ ONE_SPLIT: dict[str, Any] = {"role": "corpus", "columns": {"split": "split"}, "s
 @pytest.fixture(autouse=True)
 def every_file_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "LARGE_BYTES", 0)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(ahead, "_num_cores", lambda: 2)
 
 
 def reader_of(path: Path, text: str, **fields: Any) -> SourceReader:
@@ -79,5 +79,5 @@ def test_a_killed_process_is_an_error_and_no_end(tmp_path: Path, started: list[A
 def test_nobody_reads_on_when_nobody_listens(tmp_path: Path, started: list[Any]) -> None:
     examples = examples_of(reader_of(tmp_path / "x.jsonl", ROWS * 20))
     next(examples)
-    examples.close()  # type: ignore[attr-defined]
+    examples.close()
     assert started[0].poll() is not None

@@ -10,6 +10,7 @@ MUTANTS = load_mutants()
 def test_the_line_to_break_is_there_once(mutant: Mutant) -> None:
     assert (PROJECT / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1
     assert mutant.new != mutant.old
+    compile(mutant.text(), mutant.file, "exec")
     assert all((PROJECT / test.split("::")[0]).is_file() for test in mutant.tests)
 
 

@@ -72,6 +72,7 @@ def main() -> None:
             }
         )
         took = seconds(lambda: ingest.fn(config))
+    # Linux counts what this process held when it started the other one as that one's, too.
     both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak = sum(resource.getrusage(which).ru_maxrss for which in both) * 1024
     print(json.dumps({"seconds": took, "peak_bytes": peak}))

@@ -1,48 +1,65 @@
 """A large file is read by a process of its own, so that what becomes of its examples has a core."""
 
-import contextlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Generator, Iterator
 from typing import IO, Any
 
 from rlhf_core.errors import InputError
 from tasks.readers.formats import Example
+from tasks.readers.rankings import Ranking
 from tasks.readers.reading import SourceReader
 
 LARGE_BYTES = 32 << 20
 """Smaller files are read before the process has begun."""
 
 _BATCH_ROWS = 2_000
+_BATCH_CHARACTERS = 1 << 22
+"""Examples are sent together up to so many, or so long ones."""
 
 
-def examples_of(reader: SourceReader) -> Iterator[tuple[int, Example]]:
-    """`reader.examples()`; what `reader` tells of them is known some rows later.
+def examples_of(reader: SourceReader) -> Generator[tuple[int, Example]]:
+    """`reader.examples()`; close it when you stop early.
+
+    Of a large file, what `reader` tells of them but for `num_rows` is known after the last one
+    only, and `reader.reject` cannot be used.
 
     Raises:
         InputError: as `examples`.
-        RuntimeError: the process was killed.
+        OSError: as `examples`.
+        RuntimeError: the process was killed, or has a fault.
     """
-    if (os.cpu_count() or 1) < 2 or reader.num_bytes() < LARGE_BYTES:
+    if _num_cores() < 2 or reader.num_bytes() < LARGE_BYTES:
         yield from reader.examples()
         return
-    command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    # What this process can import, that one can, and nothing from the working directory.
+    command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             with process.stdin:
                 pickle.dump(reader, process.stdin)
             yield from _received(process.stdout, reader)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError, BrokenPipeError):
             raise RuntimeError(
                 f"the process that read {reader.name} has ended with exit code {process.wait()}"
             ) from None
         finally:
             process.kill()
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _received(stream: IO[bytes], reader: SourceReader) -> Iterator[tuple[int, Example]]:
@@ -64,16 +81,20 @@ def _send(reader: SourceReader, stream: IO[bytes]) -> None:
         stream.flush()
 
     batch: list[tuple[int, Example]] = []
-    try:
-        for found in reader.examples():
-            batch.append(found)
-            if len(batch) == _BATCH_ROWS:
-                send("examples", (reader.num_rows, batch))
-                batch = []
-        send("examples", (reader.num_rows, batch))
-        send("end", vars(reader))
-    except InputError as fault:
-        send("fault", fault)
+    size = 0
+    for line, example in reader.examples():
+        batch.append((line, example))
+        size += _num_characters(example)
+        if len(batch) == _BATCH_ROWS or size > _BATCH_CHARACTERS:
+            send("examples", (reader.num_rows, batch))
+            batch, size = [], 0
+    send("examples", (reader.num_rows, batch))
+    send("end", vars(reader))
+
+
+def _num_characters(example: Example) -> int:
+    texts = (example.prompt, *example.texts) if isinstance(example, Ranking) else example
+    return sum(len(text) for text in texts if text is not None)
 
 
 def main() -> None:
@@ -81,5 +102,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other's, who ends this process
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+    try:
         _send(pickle.load(sys.stdin.buffer), stream)
+    except BrokenPipeError:
+        os._exit(0)  # nobody listens any more
+    except Exception as fault:
+        known = isinstance(fault, InputError | OSError)
+        told = fault if known else RuntimeError(f"reading failed:\n{traceback.format_exc()}")
+        stream.write(pickle.dumps(("fault", told)))
+        stream.flush()

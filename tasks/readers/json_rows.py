@@ -75,7 +75,7 @@ def read_json_lines(path: Path) -> Iterator[Row | BadRow]:
     """One object per line; blank lines are passed over."""
     with open_bytes(path) as stream:
         for line, raw in enumerate(iter(lambda: stream.readline(MAX_ROW_BYTES), b""), start=1):
-            values = _plain_object(raw)
+            values = _plain_object(raw) if len(raw) < MAX_ROW_BYTES else None
             if values is not None:
                 yield Row(line, values, raw)
                 continue
