@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.speed.rows import Row, seconds
+from benchmarks.speed.rows import Row
 
 SHORT = (
     "ingest.demo_prompts=200 ingest.demo_corpus=400 pretrain.epochs=1 sft.epochs=1 "
@@ -31,10 +32,13 @@ def run_demo(root: Path, environment: dict[str, str]) -> tuple[float, float]:
     changes = [f"paths.root={root}", f"paths.runs={root}-runs", *SHORT.split()]
     sets = [word for change in changes for word in ("--set", change)]
     command = [sys.executable, "-m", "flows.command", "run", "demo", *sets]
-    whole = seconds(
-        lambda: subprocess.run(command, check=True, env=environment, capture_output=True)
-    )
-    inside = sum(
+    started = time.perf_counter()
+    run = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    whole = time.perf_counter() - started
+    # The report is no artifact: its time is in the table of the steps alone.
+    report = re.search(r"^report +run +([\d.]+) s", run.stdout, re.MULTILINE)
+    assert report, run.stdout
+    inside = float(report[1]) + sum(
         float(json.loads(path.read_text(encoding="utf-8"))["duration_seconds"])
         for path in root.glob("*/manifest.json")
         if path.parent.name not in before
@@ -72,7 +76,10 @@ def server(environment: dict[str, str]) -> Iterator[dict[str, str]]:
 
 
 def rows(*, quick: bool) -> Iterator[Row]:
-    """First start, later ones, with a running server; and runs of which all is cached."""
+    """First start, later ones, with a running server; and runs of which all is cached.
+
+    With `quick` the first start, and one that is cached.
+    """
     rounds = 1 if quick else 3
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -89,6 +96,11 @@ def rows(*, quick: bool) -> Iterator[Row]:
             return Row(what, middle, "s", bound, runs={"seconds": outside})
 
         yield row("outside the steps, very first start", "<= 25", plain, cached=False)
+        if quick:
+            first = folder / "outside the steps, very first start-0"
+            first.rename(folder / "cached")
+            yield row("all cached, embedded server", "<= 20", plain, cached=True)
+            return
         yield row("outside the steps, embedded server", "<= 15", plain, cached=False)
         run_demo(folder / "cached", plain)
         yield row("all cached, embedded server", "<= 20", plain, cached=True)

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import IO, Any
 
 from rlhf_core.errors import InputError
 from tasks.readers.formats import Example
 from tasks.readers.rankings import Ranking
 from tasks.readers.reading import SourceReader
+from tasks.readers.texts import Demonstration
 
 LARGE_BYTES = 32 << 20
 """Smaller files are read before the process has begun."""
@@ -71,8 +72,8 @@ def _received(stream: IO[bytes], reader: SourceReader) -> Iterator[tuple[int, Ex
         if kind == "end":
             vars(reader).update(value)
             return
-        reader.num_rows, examples = value
-        yield from examples
+        reader.num_rows, made_by, lines, columns = value
+        yield from zip(lines, map(made_by, *columns), strict=True)
 
 
 def _send(reader: SourceReader, stream: IO[bytes]) -> None:
@@ -80,21 +81,39 @@ def _send(reader: SourceReader, stream: IO[bytes]) -> None:
         stream.write(pickle.dumps((kind, value), pickle.HIGHEST_PROTOCOL))
         stream.flush()
 
+    def send_batch() -> None:
+        # As columns: a tenth of the time of pickling each example.
+        if batch:
+            lines, examples = zip(*batch, strict=True)
+            rows = ((example,) for example in examples) if made_by is _as_it_is else examples
+            columns = list(zip(*rows, strict=True))
+            send("examples", (reader.num_rows, made_by, lines, columns))
+            batch.clear()
+
     batch: list[tuple[int, Example]] = []
+    made_by: Callable[..., Example] = _as_it_is
     size = 0
     for line, example in reader.examples():
+        kind = type(example) if isinstance(example, tuple) else _as_it_is
+        if kind is not made_by or len(batch) == _BATCH_ROWS or size > _BATCH_CHARACTERS:
+            send_batch()
+            made_by, size = kind, 0
         batch.append((line, example))
         size += _num_characters(example)
-        if len(batch) == _BATCH_ROWS or size > _BATCH_CHARACTERS:
-            send("examples", (reader.num_rows, batch))
-            batch, size = [], 0
-    send("examples", (reader.num_rows, batch))
+    send_batch()
     send("end", vars(reader))
 
 
+def _as_it_is(example: Example) -> Example:
+    return example
+
+
 def _num_characters(example: Example) -> int:
-    texts = (example.prompt, *example.texts) if isinstance(example, Ranking) else example
-    return sum(len(text) for text in texts if text is not None)
+    if isinstance(example, Demonstration):  # by far the most
+        return len(example.prompt) + len(example.response)
+    if isinstance(example, Ranking):
+        return len(example.prompt) + sum(map(len, example.texts))
+    return len(example[0])
 
 
 def main() -> None:
