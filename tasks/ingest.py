@@ -6,7 +6,6 @@ rankings too, are in the table `prompts`. Documents of the corpus are split like
 hash of the text, so that a part of them can be held out.
 """
 
-import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -29,7 +28,6 @@ from tasks.readers import (
     Rejected,
     SourceReader,
     digest_sources,
-    examples_of,
     source_names,
 )
 from tasks.step import StepRun, step
@@ -127,13 +125,12 @@ def _read_source(
         max_rejected_share=run.config.ingest.max_rejected_share,
     )
     splits, shown = source.splits, 0
-    with contextlib.closing(examples_of(reader)) as examples:
-        for line, example in examples:
-            allowed = [example.split] if example.split else splits
-            collected.add(example, name=name, line=line, allowed=allowed)
-            if reader.num_rows >= shown + SHOW_ROWS:
-                shown = reader.num_rows
-                show(rows=shown)
+    for line, example in reader.examples():
+        allowed = [example.split] if example.split else splits
+        collected.add(example, name=name, line=line, allowed=allowed)
+        if reader.num_rows >= shown + SHOW_ROWS:
+            shown = reader.num_rows
+            show(rows=shown)
     collected.rejected += reader.rejected
     run.log(f"{name}: {reader.summary()}")
 

@@ -14,7 +14,6 @@ is rejected with its line and reason; parts of a row that are no examples are co
 lines, which hold nothing, are passed over.
 """
 
-from tasks.readers.ahead import examples_of
 from tasks.readers.files import digest_sources, source_names
 from tasks.readers.formats import Example
 from tasks.readers.rankings import Ranking
@@ -34,6 +33,5 @@ __all__ = [
     "RowError",
     "SourceReader",
     "digest_sources",
-    "examples_of",
     "source_names",
 ]

@@ -148,16 +148,6 @@ class SourceReader:
         self.reject(f"split: {example.split} is not among the source's splits")
         return False
 
-    def num_bytes(self) -> int:
-        """Of the file; 0 for a dataset.
-
-        Raises:
-            InputError: there is no such file.
-        """
-        if self._source.kind != "file":
-            return 0
-        return find_file(self._source.path or "", self._data_dir).stat().st_size
-
     def summary(self) -> str:
         """What was read, in a line for people."""
         line = f"{self.num_rows} rows, {len(self.rejected)} of them rejected"
