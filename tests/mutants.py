@@ -139,7 +139,8 @@ def _run_tests(tests: tuple[str, ...], folder: Path) -> None:
     os.chdir(folder)
     os.environ["PYTHONPATH"] = str(folder)  # of processes that the tests start
     sys.path[:0] = [str(folder)]  # before the installed project
-    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+    code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    os._exit(code)  # at once: threads that wait for this one at the end were not forked
 
 
 if __name__ == "__main__":
