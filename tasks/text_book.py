@@ -131,14 +131,14 @@ class TextBook:
     def _write(
         self,
         first: int,
-        ids_: bytearray,
+        all_ids: bytearray,
         tags: "array[int]",
         texts: list[str],
         answers: list[str | None],
     ) -> None:
         import numpy as np
 
-        ids = np.frombuffer(ids_, ">u8").astype(np.uint64)
+        ids = np.frombuffer(all_ids, ">u8").astype(np.uint64)
         part = (ids % _PARTS).astype(np.uint8)
         order = np.argsort(part, kind="stable")
         block = pa.table(

@@ -88,7 +88,7 @@ def main() -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         suites = list(dict.fromkeys(mutant.tests for mutant in chosen))
         for tests, code in zip(suites, pool.map(_exit_code, suites), strict=True):
-            if code:
+            if code != 0:
                 print(f"{' '.join(tests)}: exit code {code} without any fault; mend that first")
                 pool.shutdown(cancel_futures=True)
                 return 2

@@ -36,6 +36,8 @@ def measure(folder: Path, name: str) -> dict[str, float]:
             time.sleep(SAMPLE_SECONDS)
         assert process.stdout is not None
         lines = process.stdout.read().splitlines()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
     return {"seconds": float(lines[-1]), "peak_bytes": peak}
 
 
