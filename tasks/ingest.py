@@ -218,9 +218,7 @@ def _add_demonstrations(corpus: TextBook, book: TextBook) -> None:
     for batches in (book.texts(), book.responses()):
         for batch in batches:
             training = batch.filter(pc.equal(batch["split"], "sft"))
-            columns = (training[name].to_pylist() for name in ("text", "source"))
-            for text, source in zip(*columns, strict=True):
-                corpus.add(text, source, ["sft"])
+            corpus.add_all(training["text"], training["source"], ["sft"])
 
 
 _EXPLAINED = (

@@ -2,12 +2,14 @@
 
 import hashlib
 import itertools
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import get_args
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 from rlhf_core.config import Split
 from rlhf_core.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 """All splits, in the order in which their shares are laid out on [0, 1)."""
@@ -18,13 +20,16 @@ REWARD_SPLITS: tuple[Split, ...] = ("reward", "reward_heldout")
 _SHOWN_CHARACTERS = 80
 
 
-def unit_hash(text: str, salt: str) -> float:
-    """A number in [0, 1) that depends on the text and the salt alone.
+def unit_hashes(texts: Sequence[str], salt: str) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Per text a number in [0, 1) that depends on it and the salt alone.
 
     u = (first 53 bits of sha256(salt + text)) / 2^53: exact in a float, and never 1.
     """
-    digest = hashlib.sha256((salt + text).encode("utf-8")).digest()
-    return (int.from_bytes(digest[:8]) >> 11) / 2.0**53
+    import numpy as np
+
+    sha256 = hashlib.sha256
+    digests = b"".join([sha256((salt + text).encode()).digest()[:8] for text in texts])
+    return (np.frombuffer(digests, ">u8").astype(np.uint64) >> 11) / 2.0**53
 
 
 def assign_split(
@@ -44,29 +49,28 @@ def assign_split(
     Raises:
         InputError: none of the allowed splits has a share.
     """
-    return split_chooser(allowed, shares=shares, salt=salt)(text)
+    return SPLITS[int(assign_splits([text], allowed, shares=shares, salt=salt)[0])]
 
 
-def split_chooser(
-    allowed: Collection[Split], *, shares: Mapping[Split, float], salt: str
-) -> Callable[[str], Split]:
-    """`assign_split` for many texts."""
-    candidates = [split for split in SPLITS if split in allowed]
+def assign_splits(
+    texts: Sequence[str], allowed: Collection[Split], *, shares: Mapping[Split, float], salt: str
+) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """`assign_split` for many texts, each split as its place in `SPLITS`."""
+    import numpy as np
+
+    candidates = [i for i, split in enumerate(SPLITS) if split in allowed]
     if len(candidates) == 1:
-        return lambda text: candidates[0]
-    candidates = [split for split in candidates if shares.get(split, 0.0) > 0.0]
+        return np.full(len(texts), candidates[0])
+    candidates = [i for i in candidates if shares.get(SPLITS[i], 0.0) > 0.0]
     if not candidates:
         raise InputError(
             f"ingest.split_shares gives no share to any of {', '.join(allowed)}, which a source "
             "allows; give one of them a share"
         )
-    reached = list(itertools.accumulate(shares[split] for split in candidates))
-    last = len(candidates) - 1  # where rounding of the sums leaves a text behind all of them
-
-    def choose(text: str) -> Split:
-        return candidates[min(last, bisect_right(reached, unit_hash(text, salt) * reached[-1]))]
-
-    return choose
+    reached = list(itertools.accumulate(shares[SPLITS[i]] for i in candidates))
+    found = np.searchsorted(reached, unit_hashes(texts, salt) * reached[-1], side="right")
+    # Rounding of the sums may leave a text behind all of them.
+    return np.array(candidates)[np.minimum(found, len(candidates) - 1)]
 
 
 def agree(

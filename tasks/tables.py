@@ -125,16 +125,22 @@ def digest_id(*parts: str) -> str:
     id = first 16 hex digits of sha256(NFC(part_1) + 0x1f + ... + NFC(part_n)), so that two
     spellings of the same accented letter are one text.
     """
-    return id_bytes(*parts).hex()
-
-
-def id_bytes(*parts: str) -> bytes:
-    """(8 bytes) what `digest_id` writes in hexadecimal."""
     joined = parts[0] if len(parts) == 1 else "\x1f".join(parts)
     if not joined.isascii():
         joined = "\x1f".join(unicodedata.normalize("NFC", part) for part in parts)
     # A lone surrogate has no UTF-8; readers refuse such text, but an id must never crash on it.
-    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()[:8]
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def ids_bytes(texts: Sequence[str]) -> bytes:
+    """The ids of texts behind one another, 8 bytes each: what `digest_id` writes in hexadecimal."""
+    sha256 = hashlib.sha256
+    return b"".join(
+        [
+            sha256(text.encode()).digest()[:8] if text.isascii() else bytes.fromhex(digest_id(text))
+            for text in texts
+        ]
+    )
 
 
 def write_table(path: str | Path, name: str, frame: "pd.DataFrame | pa.Table") -> TableInfo:

@@ -9,7 +9,6 @@ back into the order of the sources.
 import itertools
 from array import array
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,16 +18,19 @@ import pyarrow.compute as pc
 
 from rlhf_core.config import Split
 from rlhf_core.errors import InputError
-from tasks.splits import SPLITS, agree, split_chooser
-from tasks.tables import id_bytes
+from tasks.splits import SPLITS, agree, assign_splits
+from tasks.tables import ids_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
 _PARTS = 64
 _BLOCK_ROWS = 65_536
-_BLOCK_CHARACTERS = 1 << 26
-"""A block of rows goes to disk when it has this many rows, or characters."""
+_BLOCK_BYTES = 1 << 26
+"""A block of rows goes to disk when it has this many rows, or bytes."""
+_CHUNK_ROWS = 4096
+_CHUNK_CHARACTERS = 1 << 22
+"""So many are Python's strings; those of a block are columns, a third of the size."""
 
 _ROWS = pa.schema([("id", pa.uint64()), ("at", pa.int64()), ("tag", pa.uint32())])
 _ROWS = _ROWS.append(pa.field("text", pa.string())).append(pa.field("response", pa.string()))
@@ -76,20 +78,20 @@ class TextBook:
         self._num_rows = 0
         self._sources: dict[str, int] = {}
         self._known_tags: dict[tuple[str, ...], int] = {}
-        self._writer = ThreadPoolExecutor(1)
-        """Writes a block while the next one fills."""
-        self._writing: Future[None] | None = None
-        self._begin_block()
+        self._chunks: list[pa.Table] = []
+        self._waiting = 0
+        """Rows of the chunks, which the next block will have."""
+        self._begin_chunk()
 
-    def _begin_block(self) -> None:
-        self._ids, self._tags = bytearray(), array("I")
-        self._block: list[str] = []
+    def _begin_chunk(self) -> None:
+        self._tags = array("I")
+        self._written: list[str] = []
         self._answers: list[str | None] = []
         self._characters = 0
 
     def __len__(self) -> int:
         """Rows that came, repetitions among them."""
-        return self._num_rows + len(self._block)
+        return self._num_rows + self._waiting + len(self._written)
 
     def add(
         self,
@@ -101,57 +103,75 @@ class TextBook:
         response: str | None = None,
     ) -> None:
         """Note that `source` has `text` and where it may go; none allowed means all."""
+        self._tags.append(self._tag(source, kind, allowed))
+        self._written.append(text)
+        self._answers.append(response)
+        self._characters += len(text) + len(response or "")
+        if len(self._written) >= _CHUNK_ROWS or self._characters >= _CHUNK_CHARACTERS:
+            self._end_chunk()
+
+    def add_all(
+        self, texts: pa.ChunkedArray, sources: pa.ChunkedArray, allowed: Collection[Split]
+    ) -> None:
+        """`add` for many texts, each of the source beside it."""
+        import numpy as np
+
+        self._end_chunk()
+        coded = sources.combine_chunks().dictionary_encode()
+        names = coded.dictionary.to_pylist()
+        tags = np.array([self._tag(name, "text", allowed) for name in names], np.uint32)
+        self._add_chunk(
+            texts.to_pylist(), tags[coded.indices], texts, pa.nulls(len(texts), pa.string())
+        )
+
+    def _tag(self, source: str, kind: Kind, allowed: Collection[Split]) -> int:
         said = (source, kind, *allowed)
         tag = self._known_tags.get(said)
         if tag is None:
             number = self._sources.setdefault(source, len(self._sources))
             splits = sum(1 << i for i, split in enumerate(SPLITS) if split in allowed) or _ALL
             tag = self._known_tags[said] = number << 16 | splits << 8 | _KINDS.index(kind)
-        self._ids += id_bytes(text)
-        self._tags.append(tag)
-        self._block.append(text)
-        self._answers.append(response)
-        self._characters += len(text) + len(response or "")
-        if len(self._block) >= _BLOCK_ROWS or self._characters >= _BLOCK_CHARACTERS:
-            self._end_block()
+        return tag
 
-    def _end_block(self) -> None:
-        """Hand the block to the writer; only one waits, lest they pile up."""
-        self._end_writing()
-        columns = self._ids, self._tags, self._block, self._answers
-        self._writing = self._writer.submit(self._write, self._num_rows, *columns)
-        self._begins.append(self._num_rows)
-        self._num_rows += len(self._block)
-        self._begin_block()
+    def _end_chunk(self) -> None:
+        """Put the rows into columns while the processor still has them at hand."""
+        import numpy as np
 
-    def _end_writing(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+        if self._written:
+            tags = np.frombuffer(self._tags, np.uint32)
+            texts, answers = (pa.array(c, pa.string()) for c in (self._written, self._answers))
+            self._add_chunk(self._written, tags, texts, answers)
+            self._begin_chunk()
 
-    def _write(
+    def _add_chunk(
         self,
-        first: int,
-        all_ids: bytearray,
-        tags: "array[int]",
-        texts: list[str],
-        answers: list[str | None],
+        written: list[str],
+        tags: "np.ndarray[Any, Any]",
+        texts: pa.Array,
+        answers: pa.Array,
     ) -> None:
         import numpy as np
 
-        ids = np.frombuffer(all_ids, ">u8").astype(np.uint64)
-        part = (ids % _PARTS).astype(np.uint8)
+        ids = np.frombuffer(ids_bytes(written), ">u8").astype(np.uint64)
+        first = self._num_rows + self._waiting
+        at = np.arange(first, first + len(ids))
+        self._chunks.append(pa.table([ids, at, tags, texts, answers], schema=_ROWS))
+        self._waiting += len(ids)
+        held = sum(chunk.nbytes for chunk in self._chunks)
+        if self._waiting >= _BLOCK_ROWS or held >= _BLOCK_BYTES:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        import numpy as np
+
+        block = pa.concat_tables(self._chunks)
+        part = (block["id"].to_numpy() % _PARTS).astype(np.uint8)
         order = np.argsort(part, kind="stable")
-        block = pa.table(
-            [
-                ids,
-                np.arange(first, first + len(ids)),
-                np.frombuffer(tags, np.uint32),
-                pa.array(texts, pa.string()),
-                pa.array(answers, pa.string()),
-            ],
-            schema=_ROWS,
-        ).take(order)
-        _write_parts(self._rows, block, np.searchsorted(part[order], np.arange(_PARTS + 1)))
+        bounds = np.searchsorted(part[order], np.arange(_PARTS + 1))
+        _write_parts(self._rows, block.take(order), bounds)
+        self._begins.append(self._num_rows)
+        self._num_rows += self._waiting
+        self._chunks, self._waiting = [], 0
 
     def settle(self, *, shares: Mapping[Split, float], salt: str) -> Counts:
         """Merge what repeats and give every text its split; nothing can be added any more.
@@ -159,10 +179,9 @@ class TextBook:
         Raises:
             InputError: the sources of a text allow no common split.
         """
-        if self._block:
+        self._end_chunk()
+        if self._chunks:
             self._end_block()
-        self._end_writing()
-        self._writer.shutdown()
         self._rows.close()
         counts, names = Counts(), pa.array(list(self._sources), pa.string())
         faults: list[tuple[int, str]] = []
@@ -256,9 +275,8 @@ class _Part:
             if len(splits) == 1:
                 self._split[texts] = SPLITS.index(splits[0])
                 continue
-            choose = split_chooser(splits, shares=shares, salt=salt)
             written = self._rows["text"].take(self._first[texts]).to_pylist()
-            self._split[texts] = [SPLITS.index(choose(text)) for text in written]
+            self._split[texts] = assign_splits(written, splits, shares=shares, salt=salt)
 
     def texts(self, sources: pa.Array, counts: Counts) -> pa.Table:
         import numpy as np

@@ -14,7 +14,7 @@ from rlhf_core.errors import InputError
 from rlhf_core.recipe import parse_config
 from rlhf_core.records import StepResult
 from tasks.ingest import external, ingest
-from tasks.splits import SPLITS, agree, assign_split, unit_hash
+from tasks.splits import SPLITS, agree, assign_split, unit_hashes
 from tasks.step import open_store
 from tasks.tables import digest_id
 from tasks.text_book import Kind, TextBook
@@ -55,8 +55,9 @@ def write_csv(path: Path, rows: list[tuple[str, str]]) -> None:
 def test_golden_splits() -> None:
     """Frozen: another hash would move prompts of finished runs between training and evaluation."""
     # sha256("rlhf" + "a") starts with 0xa5c3943cca1897a9, and that / 2^64 = 0.64751554950825...
-    assert unit_hash("a", "rlhf") == pytest.approx(0xA5C3943CCA1897A9 / 2**64, abs=1e-15)
-    assert unit_hash("b", "rlhf") == pytest.approx(0.6206870711805115, abs=1e-15)
+    a, b = unit_hashes(["a", "b"], "rlhf")
+    assert a == pytest.approx(0xA5C3943CCA1897A9 / 2**64, abs=1e-15)
+    assert b == pytest.approx(0.6206870711805115, abs=1e-15)
     # Shares reach 0.5 with sft, 0.7 with reward, 0.75 with reward_heldout, 0.9 with ppo.
     golden = {
         "a": "reward",

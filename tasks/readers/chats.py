@@ -21,7 +21,7 @@ A text that is such a transcript already is read as one: it becomes the same pro
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 from tasks.readers.rows import RowError, check_text
 
@@ -109,6 +109,21 @@ def read_role(turn: Mapping[str, Any], label: str) -> Role:
 
 def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
+
+
+def is_plain(value: object) -> TypeGuard[str]:
+    """Whether `value` is a text that says something and means what it says: ASCII, no transcript.
+
+    Most texts are, and whoever knows it need not look again, nor normalise.
+    """
+    return (
+        isinstance(value, str)
+        and value.isascii()
+        and _OPEN_END not in value
+        and "\0" not in value
+        and not value.isspace()
+        and value != ""
+    )
 
 
 def read_transcript(text: str) -> list[Turn] | None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, get_args
 from rlhf_core.config import Split
 from tasks.readers.chats import (
     is_chat,
+    is_plain,
     prompt_of_text,
     prompt_of_turns,
     read_turns,
@@ -129,6 +130,11 @@ def parse_demonstration(
     values: Mapping[str, Any], columns: Mapping[str, str]
 ) -> Iterator[Demonstration]:
     """A prompt and a response."""
+    if len(columns) == 2:  # neither an input nor a split
+        plain, answer = values.get(columns["prompt"]), values.get(columns["response"])
+        if is_plain(plain) and is_plain(answer):
+            yield Demonstration(plain, answer.strip(), None)
+            return
     prompt = prompt_of(values, columns)
     response = answer_of(values, columns, "response", prompt)
     yield Demonstration(prompt, response, split_of(values, columns))
