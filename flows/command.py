@@ -7,6 +7,8 @@ Exit codes: 0 done, 1 a fault, 2 the user's input, 3 the gate, 130 interrupted.
 """
 
 import argparse
+import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +40,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `rlhf plan ... | head`
         sys.stderr.close()
         return 1
+
+
+def script() -> None:
+    """The command as a process, which ends at once when it is through.
+
+    Python would take its objects apart one by one first: two seconds after a training.
+    """
+    code = 1
+
+    def end() -> None:  # registered first, so it is called last
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(end)
+    try:
+        code = main()
+    except SystemExit as over:  # of argparse: help, or what it does not understand
+        code = int(over.code or 0)
 
 
 RECIPE_OF_RUN = "recipe.yaml"
@@ -367,4 +389,4 @@ def _check(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -18,7 +18,7 @@ from tasks.evaluate import evaluate
 from tasks.feedback import feedback
 from tasks.ingest import ingest
 from tasks.ppo import ppo
-from tasks.prefect_task import our_lines
+from tasks.prefect_task import our_lines, untagged
 from tasks.pretrain import base_model, pretrain
 from tasks.rate import rate
 from tasks.report import report
@@ -70,7 +70,7 @@ def rlhf_pipeline(config: PipelineConfig) -> RunSummary:
     """
     check_trackers(config)
     journal = Journal(config)
-    with our_lines():
+    with our_lines(), untagged():
         for passes in range(1, MAX_PASSES + 1):
             try:
                 chain(config, journal)

@@ -14,7 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
-from prefect.context import TaskRunContext
+from prefect.context import TagsContext, TaskRunContext
 from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
@@ -116,6 +116,17 @@ def _takes_gpu(config: PipelineConfig) -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@contextmanager
+def untagged() -> Iterator[None]:
+    """Task runs that are made in the block do not have the tags of their flow run.
+
+    Before each task Prefect asks its server for the concurrency limit of every tag; one with SQLite
+    that is about to write then says that it is busy, and the task starts two seconds late.
+    """
+    with TagsContext(current_tags=set()):
+        yield
 
 
 def run_logger() -> Any:

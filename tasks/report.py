@@ -1,16 +1,20 @@
 """The last step: the run's folder with report, lineage and exported policy; Prefect's artifacts.
 
-Never cached: it is cheap, it publishes to Prefect, and the folder belongs to the run's name, not to
-a key. It only reads what other steps have published.
+Never cached: it publishes to Prefect, and the folder belongs to the run's name, not to a key. It
+only reads what other steps have published; where they are what the folder tells of already, the
+folder stays as it is.
 
     <runs>/<name>/report.html   one self-contained page
     <runs>/<name>/run.json      lineage; enough to write the report again
     <runs>/<name>/recipe.yaml   the whole configuration
     <runs>/<name>/policy/       the exported model with its card, when there is one
     <runs>/<name>/artifacts/    links to the artifacts
+    <runs>/<name>/prefect.json  what Prefect shows of it
 """
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -25,6 +29,10 @@ from tasks.store import ArtifactDamaged, ArtifactStore
 
 if TYPE_CHECKING:
     from tasks.reporting.gather import RunData, Verdict
+
+logger = logging.getLogger(__name__)
+
+_WRITTEN = ("policy", "artifacts", "recipe.yaml", "prefect.json", "report.html", "run.json")
 
 
 @step(version=1, sections=(), cached=False)
@@ -42,7 +50,64 @@ def report(
     """
     if (trained := results.get("ppo")) is not None and trained.model is not None:
         run.model_dir(trained.model)
-    return write_report(run.config, results, gate=gate, statuses=statuses, store=run.store)
+    kept = _kept_report(run.config, results, gate, statuses or {})
+    return kept or write_report(run.config, results, gate=gate, statuses=statuses, store=run.store)
+
+
+def _kept_report(
+    config: PipelineConfig,
+    results: Mapping[str, StepResult],
+    gate: "Verdict | None",
+    statuses: Mapping[str, str],
+) -> Path | None:
+    """The run's folder, published again, where no step has run and it tells of these results."""
+    from tasks.reporting.publish import inside_flow_run, is_shown, publish
+
+    folder = _folder(config)
+    expected = ["report.html", "recipe.yaml", "prefect.json"]
+    expected += ["policy/config.json"] if "ppo" in results else []
+    if "run" in statuses.values() or not all((folder / name).is_file() for name in expected):
+        return None
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        shown = json.loads((folder / "prefect.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not (isinstance(record, dict) and isinstance(shown, dict) and is_shown(shown)):
+        return None
+    if record.get("made_of") != _made_of(config, results, gate):
+        return None
+    if inside_flow_run():
+        publish(shown)
+    logger.info("the report of an earlier run tells of these very results, and stays")
+    return folder
+
+
+def _made_of(
+    config: PipelineConfig, results: Mapping[str, StepResult], gate: "Verdict | None"
+) -> str:
+    """sha256 of all that a report is written from: results, people's verdict, and the code."""
+    from tasks.hardware import git_commit, package_versions
+    from tasks.judging import judge_path
+
+    said = judge_path(config)
+    files = [said, said.with_name(f"{said.name}-wal")]
+    code = sorted(one for one in Path(__file__).with_name("reporting").iterdir() if one.is_file())
+    content = {
+        "config": config.model_dump(mode="json"),
+        "results": {name: result.model_dump(mode="json") for name, result in results.items()},
+        "gate": gate and [gate.passed, gate.reason],
+        "judged": [
+            (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()
+        ],
+        "environment": [package_versions(), git_commit()],
+        "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _folder(config: PipelineConfig) -> Path:
+    return Path(config.paths.runs).expanduser().absolute() / config.name
 
 
 def write_report(
@@ -68,12 +133,13 @@ def write_report(
     Returns:
         The run's folder.
     """
-    from tasks.reporting.artifacts import publish_artifacts
+    from tasks.reporting.artifacts import shown_in_prefect
     from tasks.reporting.card import export_policy, model_card
     from tasks.reporting.findings import headline
     from tasks.reporting.gather import gather
     from tasks.reporting.lineage import config_yaml, run_record
     from tasks.reporting.page import render_page
+    from tasks.reporting.publish import inside_flow_run, publish
 
     store = store or open_store(config)
     if statuses is None:
@@ -81,7 +147,9 @@ def write_report(
     data = gather(config, results, gate=gate, statuses=statuses, store=store)
     model = _policy_dir(data, store)
     verdict = headline(data)
-    folder = Path(config.paths.runs).expanduser().absolute() / config.name
+    shown = shown_in_prefect(data, verdict) if inside_flow_run() else None
+    made_of = _made_of(config, results, gate)
+    folder = _folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".draft-{uuid.uuid4().hex[:8]}"
     draft.mkdir()
@@ -91,13 +159,17 @@ def write_report(
         _link_artifacts(draft / "artifacts", data, store)
         if model is not None:
             export_policy(model, draft / "policy", model_card(data, verdict))
-        record = json.dumps(run_record(data, verdict.sentence), indent=2, ensure_ascii=False)
-        (draft / "run.json").write_text(record + "\n", encoding="utf-8")
-        for name in ("policy", "artifacts", "recipe.yaml", "report.html", "run.json"):
+        if shown is not None:
+            (draft / "prefect.json").write_text(json.dumps(shown), encoding="utf-8")
+        record = {**run_record(data, verdict.sentence), "made_of": made_of}
+        lines = json.dumps(record, indent=2, ensure_ascii=False)
+        (draft / "run.json").write_text(lines + "\n", encoding="utf-8")
+        for name in _WRITTEN:
             _replace(draft / name, folder / name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    publish_artifacts(data, verdict)
+    if shown is not None:
+        publish(shown)
     return folder
 
 

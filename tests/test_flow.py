@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -411,6 +412,39 @@ def test_a_second_run_is_all_cached_and_the_same(copied: Place) -> None:
     assert contents(copied.run) == before
 
 
+def test_a_report_stays_until_there_is_something_new_to_tell(copied: Place) -> None:
+    from prefect.client.orchestration import get_client
+
+    from tasks.judging import judge_path
+    from tasks.ranking_page.answers import Answers
+
+    page = copied.run / "report.html"
+
+    def written() -> int:
+        """When the page that is there after one more run was written."""
+        assert ran(copied.flow(name="tiny")) == {"report"}
+        return page.stat().st_mtime_ns
+
+    first = written()  # the artifacts were moved, which the page tells
+    assert written() == first
+    with get_client(sync_client=True) as client:
+        runs = [one.id for one in client.read_flow_runs() if one.name == "tiny · seed 0"]
+        found = client.read_artifacts(limit=200)
+    keys = [{one.key for one in found if one.flow_run_id == run} for run in runs[:2]]
+    assert keys[0] == keys[1] >= {"report", "evaluation", "samples", "lineage"}
+    page.unlink()
+    second = written()
+    assert second > first
+    with closing(Answers(judge_path(parse_config(copied.recipe())))):
+        pass  # where people say what they think of the result
+    third = written()
+    assert third > second
+    for path in (copied.run / "run.json", copied.run / "prefect.json"):
+        path.write_text("{}")
+        assert written() > third
+    assert json.loads((copied.run / "run.json").read_text())["made_of"]
+
+
 def test_a_cached_run_imports_no_torch(
     copied: Place, command: Callable[..., tuple[int, list[str]]]
 ) -> None:
@@ -438,11 +472,15 @@ def test_a_local_run_is_found_in_prefect_by_its_tags(
     copied: Place, command: Callable[..., tuple[int, list[str]]]
 ) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
 
     assert command("run", copied.write_recipe(), "--set", "name=tagged")[0] == 0
     with get_client(sync_client=True) as client:
         (run,) = [one for one in client.read_flow_runs() if one.name == "tagged · seed 0"]
+        steps = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [run.id]}))
     assert set(run.tags) == {"rlhf", "tagged"}
+    assert {step.name.split(" ")[0] for step in steps} == set(STEPS)
+    assert all(step.tags == [] for step in steps)  # a limit of each would be asked for
 
 
 def test_a_new_field_runs_its_step_and_those_behind_it(copied: Place) -> None:

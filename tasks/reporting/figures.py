@@ -88,6 +88,10 @@ class Panel:
             figure = Figure(figsize=(6.0 if self.wide else 3.1, self.height), layout="constrained")
             FigureCanvasSVG(figure)
             self.draw(_axes(figure, 111, self.title))
+            layout = figure.get_layout_engine()
+            assert layout is not None
+            layout.execute(figure)
+            figure.set_layout_engine("none")  # or savefig draws all twice, for the same layout
             buffer = io.StringIO()
             figure.savefig(
                 buffer,
