@@ -16,6 +16,7 @@ one. Four files in Prefect's home say how it stands; whoever dies leaves its loc
 The database is Prefect's own (`PREFECT_HOME`), so runs show in `prefect server start` later.
 """
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -165,9 +166,13 @@ class LocalServer:
 
     def end_without_users(self) -> None:
         """In the server: end once no run uses it; runs that come meanwhile wait for that end."""
-        while (users := self._locked_if_free("users")) is None:
-            time.sleep(POLL_SECONDS)
-        with users:
+        users: IO[str] | None = None
+        try:
+            while (users := self._locked_if_free("users")) is None:
+                time.sleep(POLL_SECONDS)
+        except OSError:  # Prefect's home is gone
+            pass
+        with users or contextlib.nullcontext():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(GRACE_SECONDS)
             os._exit(1)

@@ -1,6 +1,7 @@
 """The temporary Prefect server of local runs: one for all that run at once, gone with the last."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,14 @@ def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
     assert not answers(url)
     for user in (first, second):
         user.end()
+
+
+def test_a_server_whose_home_is_gone_ends(tmp_path: Path) -> None:
+    user = User(tmp_path)
+    assert user.url()
+    shutil.rmtree(tmp_path / ".prefect")
+    user.end(signal.SIGKILL)
+    eventually(lambda: not servers(tmp_path), GRACE_SECONDS + 5)
 
 
 def test_a_server_that_cannot_start_says_why(

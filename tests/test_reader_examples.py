@@ -18,6 +18,7 @@ from tasks.readers import SourceReader, digest_sources, source_names
 from tasks.readers.files import digest_source
 from tasks.readers.rankings import competition_ranks, parse_ranking
 from tasks.readers.rows import RowError
+from tasks.readers.texts import parse_demonstration
 
 RANKING_COLUMNS = {"prompt": "prompt", "responses": "responses", "annotator": "annotator"}
 ROWS = [{"prompt": "café\n", "response": "yes"}, {"prompt": "b", "response": "z"}]
@@ -113,6 +114,22 @@ def rank(responses: Any, **more: Any) -> Any:
     values = {"prompt": "p", "annotator": "ada", "responses": responses, **more}
     (ranking,) = parse_ranking(values, {**RANKING_COLUMNS, **{name: name for name in more}})
     return ranking
+
+
+PIECES = ["a", "b c", " ", "\n", "\0", "é", "e\u0301", "\ud800", "\n\nHuman: hi", "\n\nAssistant:"]
+VALUES = st.lists(st.sampled_from(PIECES), max_size=5).map("".join) | st.sampled_from([None, 3])
+
+
+@given(VALUES, VALUES)
+def test_plain_texts_take_a_short_way_to_the_same(prompt: Any, response: Any) -> None:
+    def parsed(**more: str) -> Any:
+        columns = {"prompt": "prompt", "response": "response", **more}
+        try:
+            return list(parse_demonstration({"prompt": prompt, "response": response}, columns))
+        except RowError as fault:
+            return str(fault)
+
+    assert parsed() == parsed(input="input")  # a row without an input, where others have one
 
 
 def test_ranking_by_rank_score_and_lists() -> None:
