@@ -53,8 +53,8 @@ serve: $(READY) ## all deployments from this one process, without a work pool
 automations: $(READY) ## dead runs are marked, failed ones make known (NOTIFY=BLOCK)
 	$(BIN)/python deployments/automations.py $(if $(NOTIFY),--notify $(NOTIFY))
 
-test: $(READY) ## the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## the tests, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 proofs: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --ignore tests/test_chaos.py --ignore tests/test_damage.py

@@ -107,7 +107,7 @@ class LocalServer:
         }
         with self._path("log").open("w") as log:
             subprocess.Popen(
-                [sys.executable, "-m", "flows.local_server", str(port)],
+                [sys.executable, "-m", "flows.local_server", str(port), str(alive.fileno())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -164,8 +164,13 @@ class LocalServer:
         except BlockingIOError:
             return None
 
-    def end_without_users(self) -> None:
-        """In the server: end once no run uses it; runs that come meanwhile wait for that end."""
+    def end_without_users(self, alive: int) -> None:
+        """In the server: end once no run uses it; runs that come meanwhile wait for that end.
+
+        Args:
+            alive: descriptor of the lock that it holds. It goes first: a run that has waited must
+                not take a server that is nearly gone for one to use.
+        """
         users: IO[str] | None = None
         try:
             while (users := self._locked_if_free("users")) is None:
@@ -173,6 +178,7 @@ class LocalServer:
         except OSError:  # Prefect's home is gone
             pass
         with users or contextlib.nullcontext():
+            os.close(alive)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(GRACE_SECONDS)
             os._exit(1)
@@ -182,10 +188,10 @@ def _prefect_home() -> Path:
     return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
 
 
-def _serve(port: int) -> None:
+def _serve(port: int, alive: int) -> None:
     import uvicorn
 
-    threading.Thread(target=LocalServer().end_without_users, daemon=True).start()
+    threading.Thread(target=LocalServer().end_without_users, args=(alive,), daemon=True).start()
     config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
@@ -198,4 +204,4 @@ def _serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(*map(int, sys.argv[1:]))

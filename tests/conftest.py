@@ -21,7 +21,7 @@ for _name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_TASKS_REFRESH_CACHE
     os.environ.pop(_name, None)
 
 DATA_VARIABLE = "RLHF_TEST_DATA"
-_without_data = pytest.StashKey[list[str]]()
+NO_DATA = "no test data"
 
 
 @pytest.fixture(autouse=True)
@@ -63,22 +63,20 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def test_data(request: pytest.FixtureRequest) -> Path:
+def test_data() -> Path:
     """The folder of public data that some tests check against; skips where it is not there."""
     project = Path(__file__).resolve().parents[1]
     given = os.environ.get(DATA_VARIABLE)
     folder = Path(given) if given else project.parent / "shared" / "data"
     if not folder.is_dir():
-        request.config.stash.setdefault(_without_data, []).append(request.node.nodeid)
-        pytest.skip(f"no test data: {folder} is no folder; set {DATA_VARIABLE} to the folder")
+        pytest.skip(f"{NO_DATA}: {folder} is no folder; set {DATA_VARIABLE} to the folder")
     return folder
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was not tested, so that a green run is not taken for more than it is."""
-    skipped = config.stash.get(_without_data, [])
+    reports = terminalreporter.stats.get("skipped", [])
+    skipped = [report.nodeid for report in reports if NO_DATA in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(
             f"{len(skipped)} tests skipped for want of test data (set {DATA_VARIABLE}): "

@@ -418,31 +418,32 @@ def test_a_report_stays_until_there_is_something_new_to_tell(copied: Place) -> N
     from tasks.judging import judge_path
     from tasks.ranking_page.answers import Answers
 
-    page = copied.run / "report.html"
+    folder = copied.folder / "runs" / "kept"
+    page = folder / "report.html"
 
     def written() -> int:
         """When the page that is there after one more run was written."""
-        assert ran(copied.flow(name="tiny")) == {"report"}
+        assert ran(copied.flow(name="kept")) == {"report"}
         return page.stat().st_mtime_ns
 
-    first = written()  # the artifacts were moved, which the page tells
+    first = written()
     assert written() == first
     with get_client(sync_client=True) as client:
-        runs = [one.id for one in client.read_flow_runs() if one.name == "tiny · seed 0"]
+        runs = [one.id for one in client.read_flow_runs() if one.name == "kept · seed 0"]
         found = client.read_artifacts(limit=200)
-    keys = [{one.key for one in found if one.flow_run_id == run} for run in runs[:2]]
-    assert keys[0] == keys[1] >= {"report", "evaluation", "samples", "lineage"}
+    one, other = ({one.key for one in found if one.flow_run_id == run} for run in runs)
+    assert one == other >= {"report", "evaluation", "samples", "lineage"}
     page.unlink()
     second = written()
     assert second > first
-    with closing(Answers(judge_path(parse_config(copied.recipe())))):
+    with closing(Answers(judge_path(parse_config(copied.recipe(name="kept"))))):
         pass  # where people say what they think of the result
     third = written()
     assert third > second
-    for path in (copied.run / "run.json", copied.run / "prefect.json"):
+    for path in (folder / "run.json", folder / "prefect.json"):
         path.write_text("{}")
         assert written() > third
-    assert json.loads((copied.run / "run.json").read_text())["made_of"]
+    assert json.loads((folder / "run.json").read_text())["made_of"]
 
 
 def test_a_cached_run_imports_no_torch(
