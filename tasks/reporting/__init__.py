@@ -1,1 +1,1 @@
-"""What the report is made of: reading a run, judging its numbers, figures, page, card, Prefect's."""
+"""What the report is made of: reading a run, judging its numbers, figures, page, cards, Prefect."""
