@@ -50,7 +50,7 @@ def report(
     """
     if (trained := results.get("ppo")) is not None and trained.model is not None:
         run.model_dir(trained.model)
-    kept = _kept_report(run.config, results, gate, statuses or {})
+    kept = _kept_report(run.config, results, gate, statuses)
     return kept or write_report(run.config, results, gate=gate, statuses=statuses, store=run.store)
 
 
@@ -58,15 +58,14 @@ def _kept_report(
     config: PipelineConfig,
     results: Mapping[str, StepResult],
     gate: "Verdict | None",
-    statuses: Mapping[str, str],
+    statuses: Mapping[str, str] | None,
 ) -> Path | None:
-    """The run's folder, published again, where no step has run and it tells of these results."""
+    """The run's folder, published again, where no step has run, it tells of these results, and it
+    is whole."""
     from tasks.reporting.publish import inside_flow_run, is_shown, publish
 
     folder = _folder(config)
-    expected = ["report.html", "recipe.yaml", "prefect.json"]
-    expected += ["policy/config.json"] if "ppo" in results else []
-    if "run" in statuses.values() or not all((folder / name).is_file() for name in expected):
+    if statuses is None or "run" in statuses.values():
         return None
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -75,7 +74,8 @@ def _kept_report(
         return None
     if not (isinstance(record, dict) and isinstance(shown, dict) and is_shown(shown)):
         return None
-    if record.get("made_of") != _made_of(config, results, gate):
+    made_of = _made_of(config, results, gate)
+    if (record.get("made_of"), record.get("files")) != (made_of, _files(folder)):
         return None
     if inside_flow_run():
         publish(shown)
@@ -104,6 +104,17 @@ def _made_of(
         "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """What a report has written there but for run.json: files and links, with their sizes."""
+    places = [folder / name for name in _WRITTEN if name != "run.json"]
+    found = [path for place in places for path in (place, *place.rglob("*"))]
+    return {
+        str(path.relative_to(folder)): path.lstat().st_size
+        for path in sorted(found)
+        if path.is_file() or path.is_symlink()
+    }
 
 
 def _folder(config: PipelineConfig) -> Path:
@@ -161,7 +172,8 @@ def write_report(
             export_policy(model, draft / "policy", model_card(data, verdict))
         if shown is not None:
             (draft / "prefect.json").write_text(json.dumps(shown), encoding="utf-8")
-        record = {**run_record(data, verdict.sentence), "made_of": made_of}
+        record = run_record(data, verdict.sentence)
+        record |= {"made_of": made_of, "files": _files(draft)}
         lines = json.dumps(record, indent=2, ensure_ascii=False)
         (draft / "run.json").write_text(lines + "\n", encoding="utf-8")
         for name in _WRITTEN:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -433,17 +432,21 @@ def test_a_report_stays_until_there_is_something_new_to_tell(copied: Place) -> N
         found = client.read_artifacts(limit=200)
     one, other = ({one.key for one in found if one.flow_run_id == run} for run in runs)
     assert one == other >= {"report", "evaluation", "samples", "lineage"}
-    page.unlink()
-    second = written()
-    assert second > first
-    with closing(Answers(judge_path(parse_config(copied.recipe(name="kept"))))):
-        pass  # where people say what they think of the result
-    third = written()
-    assert third > second
-    for path in (folder / "run.json", folder / "prefect.json"):
-        path.write_text("{}")
-        assert written() > third
-    assert json.loads((folder / "run.json").read_text())["made_of"]
+    harmed: list[Callable[[], object]] = [
+        page.unlink,
+        (folder / "policy" / "model.safetensors").unlink,
+        (folder / "artifacts" / "ppo").unlink,
+        # Where people say what they think of the result.
+        lambda: Answers(judge_path(parse_config(copied.recipe(name="kept")))).close(),
+        lambda: (folder / "run.json").write_text("{}"),
+        lambda: (folder / "prefect.json").write_text("{}"),
+    ]
+    last = first
+    for harm in harmed:
+        harm()
+        before, last = last, written()
+        assert last > before
+    assert written() == last
 
 
 def test_a_cached_run_imports_no_torch(
