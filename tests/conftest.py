@@ -24,6 +24,11 @@ DATA_VARIABLE = "RLHF_TEST_DATA"
 NO_DATA = "no test data"
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes give a test no name: gzip holds the time, and two workers must collect the same."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A test writes into its own folder only, and leaves no state of the process behind."""
