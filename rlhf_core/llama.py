@@ -14,12 +14,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from rlhf_core.cuda_graph import Recorded
 from rlhf_core.tokens import position_ids
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 
 FUSED_MAX_PARAMETERS = 200_000_000
 """`LlamaDecoder` copies the weights; in larger models the products alone take the time."""
+
+FUSED_MAX_PARAMETERS_ON_GPU = 3_000_000_000
+"""Up to here a GPU waits for its kernels to be launched, unless they are recorded."""
 
 
 def is_llama(trunk: Any) -> bool:
@@ -216,13 +220,22 @@ def _attend(
 class LlamaDecoder:
     """Decoding with weights that are laid out for it: queries, keys and values are one product.
 
-    A few large operations a layer instead of dozens, and keys and values stay where they are.
+    A few large operations a layer instead of dozens, and keys and values stay where they are. On a
+    GPU a step is static: the same kernels at the same addresses, recorded and played again.
     """
 
     leaving_share = 1.0  # a row that leaves costs the copy of one other row at most
 
-    def __init__(self, model: Any, *, dtype: torch.dtype) -> None:
-        """`model` is one that `fits`; `dtype` is that of the products."""
+    def __init__(self, model: Any, *, dtype: torch.dtype, static: bool | None = None) -> None:
+        """`model` is one that `fits`; `dtype` is that of the products.
+
+        A static step reads the whole cache, also what is not written yet, with weight 0. By default
+        it is so on a GPU, which is the only one to record it; a processor would compute more.
+        """
+        self._on_gpu = model.device.type == "cuda"
+        self._is_static = self._on_gpu if static is None else static
+        if self._is_static:
+            self.leaving_share = 0.25  # then all is recorded anew
         self._trunk, self._dtype = model.base_model, dtype
         self._layers = [_DecoderLayer(layer, dtype) for layer in self._trunk.layers]
         self._head = _Product([model.get_output_embeddings()], dtype)
@@ -230,9 +243,11 @@ class LlamaDecoder:
     @staticmethod
     def fits(model: Any) -> bool:
         """Whether the model is one that this decodes, and small enough to be copied."""
+        on_gpu = model.device.type == "cuda"
+        most = FUSED_MAX_PARAMETERS_ON_GPU if on_gpu else FUSED_MAX_PARAMETERS
         return (
             is_llama_lm(model)
-            and sum(parameter.numel() for parameter in model.parameters()) <= FUSED_MAX_PARAMETERS
+            and sum(parameter.numel() for parameter in model.parameters()) <= most
             and all(
                 type(part) is nn.Linear and not part._forward_hooks
                 for name, part in model.named_modules()
@@ -248,8 +263,9 @@ class LlamaDecoder:
         states = read(self._trunk, ids, mask, last, keep=cache)
         self._cache = [(k.to(self._dtype), v.to(self._dtype)) for k, v in cache]
         self._length, self._positions = ids.shape[1], mask.sum(1)
-        self._prompt_bias = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e30)
-        self._is_padded = not bool(mask.all())
+        self._bias = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -1e30)
+        self._has_bias = self._is_static or not bool(mask.all())
+        self._recorded: Recorded | None = None
         return self._head(states)
 
     def select(self, rows: Int[Tensor, " N"]) -> None:
@@ -261,34 +277,56 @@ class LlamaDecoder:
             self._cache = [(k[: len(rows)], v[: len(rows)]) for k, v in self._cache]
         else:
             self._cache = [(k[rows], v[rows]) for k, v in self._cache]
-        self._positions, self._prompt_bias = self._positions[rows], self._prompt_bias[rows]
+        self._positions, self._bias = self._positions[rows], self._bias[rows]
+        self._recorded = None
 
     def step(self, token: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-        """Logits behind one more token of each row."""
+        """Logits behind one more token of each row; on a GPU they stand until the next step."""
         self._make_room()
-        at, self._length = self._length, self._length + 1
+        self._write_at.fill_(self._length)
+        if self._is_static:
+            self._bias[:, self._length] = 0.0
+        self._length += 1
+        if self._on_gpu:
+            self._recorded = self._recorded or Recorded(self._next_logits, token)
+            logits = self._recorded(token)
+        else:
+            logits = self._next_logits(token)
+        self._positions += 1
+        return logits
+
+    def _next_logits(self, token: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """Writes keys and values of the token; twice is as good as once."""
         angles = [table[self._positions] for table in self._tables]
-        self._positions = self._positions + 1
         x = self._trunk.embed_tokens(token)
         for layer, (keys, values) in zip(self._layers, self._cache, strict=True):
             groups = keys.shape[1]
             heads = layer.qkv(F.rms_norm(x, x.shape[-1:], eps=layer.epsilon))
             heads = heads.view(len(token), -1, keys.shape[-1])
             rotated = _rotate(layer.normalise_heads(heads[:, :-groups]), angles)
-            keys[:, :, at], values[:, :, at] = rotated[:, -groups:], heads[:, -groups:]
+            seen_keys = self._append(keys, rotated[:, -groups:])
+            seen_values = self._append(values, heads[:, -groups:])
             # Queries that share keys stand together, as the rows of one product.
             queries = (rotated[:, :-groups] * layer.scaling).to(self._dtype)
             queries = queries.reshape(len(token), groups, -1, keys.shape[-1])
-            scores = queries @ keys[:, :, : self._length].transpose(2, 3)
-            if self._is_padded:
-                length = self._prompt_bias.shape[1]
-                scores[..., :length] += self._prompt_bias[:, None, None]
+            scores = queries @ seen_keys.transpose(2, 3)
+            if self._has_bias:
+                scores[..., : self._bias.shape[1]] += self._bias[:, None, None]
             weights = scores.softmax(-1, dtype=torch.float32).to(self._dtype)
-            x = x + layer.out((weights @ values[:, :, : self._length]).view(len(token), -1))
+            x = x + layer.out((weights @ seen_values).view(len(token), -1))
             gate, up = layer.gate_up(F.rms_norm(x, x.shape[-1:], eps=layer.epsilon)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
         last = self._trunk.norm
         return self._head(F.rms_norm(x, x.shape[-1:], last.weight, last.variance_epsilon))
+
+    def _append(
+        self, cache: Float[Tensor, "B G L C"], new: Float[Tensor, "B G C"]
+    ) -> Float[Tensor, "B G T C"]:
+        """What of the cache is seen, with the new token in it."""
+        if self._is_static:
+            return cache.index_copy_(2, self._write_at, new.unsqueeze(2).to(cache.dtype))
+        cache[:, :, self._length - 1] = new
+        return cache[:, :, : self._length]
 
     def _make_room(self) -> None:
         if self._length < self._cache[0][0].shape[2]:
@@ -298,6 +336,10 @@ class LlamaDecoder:
         positions = torch.arange(room, device=self._positions.device)
         weight = self._trunk.embed_tokens.weight
         self._tables = _angles(self._trunk, weight, positions)
+        self._write_at = positions[:1].clone()
+        if self._is_static:
+            self._bias = F.pad(self._bias, (0, room - self._bias.shape[1]), value=-1e30)
+        self._recorded = None
 
 
 SPARE_TOKENS = 64
@@ -305,7 +347,7 @@ SPARE_TOKENS = 64
 
 
 def _grown(cache: Float[Tensor, "B H T C"], length: int) -> Float[Tensor, "B H L C"]:
-    grown = cache.new_empty(*cache.shape[:2], length, cache.shape[3])
+    grown = cache.new_zeros(*cache.shape[:2], length, cache.shape[3])  # 0 times NaN would be NaN
     grown[:, :, : cache.shape[2]] = cache
     return grown
 

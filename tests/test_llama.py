@@ -12,6 +12,7 @@ from rlhf_core import llama
 from rlhf_core.decoding import TransformersDecoder, build_decoder
 from rlhf_core.generation import sample
 from rlhf_core.llama import LlamaDecoder
+from rlhf_core.runtime import autocast
 from rlhf_core.tokens import Batch, collate, position_ids
 
 TOLERANCE = 5e-5
@@ -125,12 +126,12 @@ def test_padding_gets_no_gradient_and_gives_none() -> None:
     assert (gradient[PROMPTS[0][0]] != 0).any()
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_decoder_says_what_the_models_own_forward_says(kind: str) -> None:
+def test_the_decoder_says_what_the_models_own_forward_says(kind: str, static: bool) -> None:
     lm = build(KINDS[kind]())
-    assert LlamaDecoder.fits(lm)
-    mine = build_decoder(lm, "fp32")
-    assert isinstance(mine, LlamaDecoder)
+    assert isinstance(build_decoder(lm, "fp32"), LlamaDecoder)
+    mine = LlamaDecoder(lm, dtype=torch.float32, static=static)
     theirs = TransformersDecoder(lm)
     batch = collate(PROMPTS, [[]] * len(PROMPTS), pad_id=PAD)
     generator = torch.Generator().manual_seed(0)
@@ -149,6 +150,52 @@ def test_the_decoder_says_what_the_models_own_forward_says(kind: str) -> None:
                     decoder.select(torch.tensor([6, 0, 4, 4]))
             token = torch.randint(2, 16, (num_rows,), generator=generator)
             check([decoder.step(token) for decoder in (mine, theirs)])
+
+
+def test_a_static_step_is_one_that_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run twice it says the same, and it reads and writes where the step before it did."""
+    lm, batch = build(KINDS["qwen3"]()), collate(PROMPTS, [[]] * len(PROMPTS), pad_id=PAD)
+    decoder = LlamaDecoder(lm, dtype=torch.float32, static=True)
+    once, seen = LlamaDecoder._next_logits, []
+
+    def twice(self: LlamaDecoder, token: torch.Tensor) -> torch.Tensor:
+        held = [self._positions, self._bias, self._write_at, *sum(self._cache, ())]
+        addresses = [one.data_ptr() for one in held]
+        first, second = once(self, token), once(self, token)
+        assert torch.equal(first, second)
+        seen.append((addresses, [one.shape for one in held]))
+        return second
+
+    monkeypatch.setattr(LlamaDecoder, "_next_logits", twice)
+    with torch.no_grad():
+        decoder.read(batch.prompt_ids, batch.prompt_mask)
+        for _ in range(llama.SPARE_TOKENS):  # until the cache grows
+            decoder.step(batch.prompt_ids[:, -1])
+    assert len(seen) == llama.SPARE_TOKENS
+    assert all(one == seen[0] for one in seen)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_plays_what_it_has_recorded(precision: Any) -> None:
+    """The same texts with recorded kernels as with transformers' own forward, growths included."""
+    lm = build(KINDS["qwen3"]()).cuda()
+    graph = build_decoder(lm, precision)
+    assert isinstance(graph, LlamaDecoder)
+    plain = TransformersDecoder(lm)
+    batch = collate(PROMPTS, [[]] * len(PROMPTS), pad_id=PAD, device=lm.device)
+    near = 1e-3 if precision == "fp32" else 0.3
+    with torch.no_grad(), autocast(lm.device, precision):
+        both = [one.read(batch.prompt_ids, batch.prompt_mask) for one in (graph, plain)]
+        for step in range(2 * llama.SPARE_TOKENS + 3):
+            torch.testing.assert_close(both[0].float(), both[1].float(), atol=near, rtol=near)
+            if step == 5:
+                rows = torch.tensor([6, 0, 4, 4], device=lm.device)
+                graph.select(rows)
+                plain.select(rows)
+                both = [one[rows] for one in both]
+            token = both[1].argmax(-1)
+            both = [one.step(token) for one in (graph, plain)]
 
 
 def test_one_decoder_reads_one_batch_after_another() -> None:
