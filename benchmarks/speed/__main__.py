@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.speed.rows import THREADS, Row
 
-GROUPS = ("ppo", "decoding", "limit", "orchestration", "ratings", "ingest", "growth")
+GROUPS = ("ppo", "decoding", "limit", "orchestration", "ratings", "ingest", "growth", "gpu")
 
 
 def environment() -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """PPO against TRL 1.12.0: one update with the same models, batch and number of optimizer steps."""
 
 import importlib.util
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator
 
-from benchmarks.speed.ppo_worker import Worker
+from benchmarks.speed.ppo_worker import SMALL, Worker
 from benchmarks.speed.rows import NO_BF16, Row, alternate, auto_is_bf16
 
 BOUNDS = {
@@ -25,24 +26,8 @@ def rows(*, quick: bool) -> Iterator[Row]:
         if precision == "auto" and not auto_is_bf16():
             yield Row(what, float("nan"), "x", bound, PEER, note=NO_BF16)
             continue
-        with Worker("ours", load, precision) as ours, Worker("trl", load, "fp32") as theirs:
-            peaks: dict[str, int] = {}
-            tokens: dict[str, int] = {}
-
-            def update(
-                worker: Worker, side: str, peaks: dict[str, int], tokens: dict[str, int]
-            ) -> float:
-                done = worker.update()
-                peaks[side], tokens[side] = done.peak_bytes, done.response_tokens
-                return done.seconds
-
-            ratio, runs = alternate(
-                lambda o=ours, p=peaks, t=tokens: update(o, "ours", p, t),  # type: ignore[misc]
-                lambda o=theirs, p=peaks, t=tokens: update(o, "theirs", p, t),  # type: ignore[misc]
-                2 if quick else 5,
-            )
-        note = f"response tokens {tokens['ours']} and {tokens['theirs']}"
-        yield Row(what, ratio, "x", bound, PEER, runs, note)
+        speed, peaks = compare(load, precision, rounds=2 if quick else 5)
+        yield Row(what, speed.value, "x", bound, PEER, speed.runs, speed.note)
         if (load, precision) == ("full length", "fp32"):
             yield Row(
                 "PPO, peak memory above the models, full length, fp32",
@@ -53,3 +38,35 @@ def rows(*, quick: bool) -> Iterator[Row]:
                 {side: [float(peak)] for side, peak in peaks.items()},
                 "bytes",
             )
+
+
+def compare(
+    load: str,
+    precision: str,
+    *,
+    their_precision: str = "fp32",
+    model: str = SMALL,
+    device: str = "cpu",
+    rounds: int,
+) -> tuple[Row, dict[str, int]]:
+    """Times as many episodes per second as TRL, and each side's peak of memory in bytes."""
+    peaks: dict[str, int] = {}
+    tokens: dict[str, list[int]] = {"ours": [], "theirs": []}
+
+    def update(worker: Worker, side: str) -> Callable[[], float]:
+        def one() -> float:
+            done = worker.update()
+            peaks[side] = done.peak_bytes
+            tokens[side].append(done.response_tokens)
+            return done.seconds
+
+        return one
+
+    with (
+        Worker("ours", load, precision, model, device) as ours,
+        Worker("trl", load, their_precision, model, device) as theirs,
+    ):
+        ratio, runs = alternate(update(ours, "ours"), update(theirs, "theirs"), rounds)
+    means = [statistics.mean(counts[1:]) for counts in tokens.values()]  # the first is a warm-up
+    note = f"response tokens {means[0]:.0f} and {means[1]:.0f} an update"
+    return Row("", ratio, "x", runs=runs, note=note), peaks

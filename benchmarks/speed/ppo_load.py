@@ -1,6 +1,7 @@
-"""The load of PPO's benchmarks: a Llama of 4.5 million parameters, prompts, and how texts end."""
+"""The loads of PPO's benchmarks: models with random weights, prompts, and how texts end."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,23 +40,54 @@ LOADS = {
 }
 
 
-def llama_config() -> Any:
-    """4.5 million parameters, input and output embedding apart."""
+SPECIAL: dict[str, Any] = {
+    "tie_word_embeddings": False,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "bos_token_id": None,
+}
+
+
+def llama_config(**shape: int) -> Any:
+    """4.5 million parameters, input and output embedding apart; or another shape."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        bos_token_id=None,
+    small = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128,
+    }
+    return LlamaConfig(**small | shape, **SPECIAL)
+
+
+def large_llama_config() -> Any:
+    """0.5 billion parameters."""
+    return llama_config(
+        vocab_size=32_000,
+        hidden_size=1280,
+        intermediate_size=3456,
+        num_hidden_layers=22,
+        num_attention_heads=20,
+        num_key_value_heads=20,
     )
+
+
+def gpt2_config() -> Any:
+    """124 million parameters, and 39 million of an output layer of its own."""
+    from transformers import GPT2Config
+
+    return GPT2Config(**SPECIAL)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "Llama 4.5 M": llama_config,
+    "GPT-2 124 M": gpt2_config,
+    "Llama 0.5 B": large_llama_config,
+}
 
 
 def language_model(config: Any, *, ragged: bool) -> Any:
@@ -66,6 +98,14 @@ def language_model(config: Any, *, ragged: bool) -> Any:
     lm = AutoModelForCausalLM.from_config(config).eval()
     wind_up(lm, ending_rates() if ragged else torch.zeros(STEPS))
     return lm
+
+
+def reward_classifier(config: Any) -> Any:
+    """As large as the policy, with a score instead of logits."""
+    from transformers import AutoModelForSequenceClassification
+
+    config.num_labels = 1
+    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def ending_rates() -> torch.Tensor:
@@ -85,7 +125,8 @@ def wind_up(lm: Any, rates: torch.Tensor) -> None:
     The embedding says the step, the output layer prefers tokens of the next one, and EOS as often
     as `rates` says there. PAD never comes. A prompt's last token must stand for step 0.
     """
-    step = torch.arange(VOCABULARY) % STEPS
+    vocabulary = lm.config.vocab_size
+    step = torch.arange(vocabulary) % STEPS
     embedding, head = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
     assert embedding is not head, "the clock needs a config with tie_word_embeddings=False"
     mark = 20.0  # far above what the layers add to it
@@ -95,7 +136,7 @@ def wind_up(lm: Any, rates: torch.Tensor) -> None:
     seen = states[:, :STEPS].diagonal()  # how large the mark of a step still is at the end
     likely = 12.0
     head[:, :STEPS] = torch.nn.functional.one_hot((step - 1) % STEPS, STEPS) * likely / seen
-    of_a_step = VOCABULARY / STEPS
+    of_a_step = vocabulary / STEPS
     head[EOS, :STEPS] = (likely + (of_a_step * rates / (1 - rates)).log().clamp(min=-40)) / seen
     head[PAD, :STEPS] = (likely - 40) / seen
 

@@ -1,9 +1,9 @@
 """One side of a comparison of PPO, in a process of its own: an update for each line it reads.
 
-    python -m benchmarks.speed.ppo_worker ours|trl LOAD fp32|auto
+    python -m benchmarks.speed.ppo_worker ours|trl LOAD fp32|auto MODEL cpu|cuda
 
 Answers each line with JSON: seconds of one update, response tokens, optimizer steps, and the peak
-of memory above what stood when the models had been built.
+of memory (of the GPU's, where one works) above what stood when the models had been built.
 """
 
 import json
@@ -16,12 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.speed.ppo_load import EOS, LOADS, PAD, VOCABULARY, Load, llama_config, prompts
+from benchmarks.speed.ppo_load import (
+    EOS,
+    LOADS,
+    MODELS,
+    PAD,
+    Load,
+    language_model,
+    prompts,
+    reward_classifier,
+)
 from benchmarks.speed.rows import THREADS
 
 PROMPTS = 512
-LEARNING_RATE = 1e-6
-"""So low that texts stay as long as they are."""
+LEARNING_RATE = 1e-9
+"""So low that texts stay as long as they are: with 1e-6 ours had grown by 5 % after two updates."""
+
+SMALL = next(iter(MODELS))
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,12 @@ class Update:
 class Worker:
     """The other end: starts the process, asks it for updates."""
 
-    def __init__(self, side: str, load: str, precision: str) -> None:
+    def __init__(
+        self, side: str, load: str, precision: str, model: str = SMALL, device: str = "cpu"
+    ) -> None:
+        what = [side, load, precision, model, device]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.speed.ppo_worker", side, load, precision],
+            [sys.executable, "-m", "benchmarks.speed.ppo_worker", *what],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -67,21 +81,13 @@ class Worker:
         self._process.communicate()
 
 
-def reward_classifier() -> Any:
-    """As large as the policy."""
-    from transformers import LlamaForSequenceClassification
-
-    config = llama_config()
-    config.num_labels = 1
-    return LlamaForSequenceClassification(config).eval()
-
-
-def ours(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
+def ours(
+    load: Load, precision: str, model: str = SMALL, device: str = "cpu"
+) -> Callable[[], tuple[int, int, float]]:
     """Builds all that `train_ppo` does; the function runs one update: (tokens, steps, seconds of
     optimisation)."""
     import torch
 
-    from benchmarks.speed.ppo_load import language_model
     from rlhf_core.config import Ppo
     from rlhf_core.kl import KlController
     from rlhf_core.models import PolicyWithValue, RewardModel, choose_attention, num_parameters
@@ -90,20 +96,19 @@ def ours(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
     from rlhf_core.runtime import keep_freed_memory, resolve_precision
 
     keep_freed_memory()
-    policy, reference = (language_model(llama_config(), ragged=load.ragged) for _ in range(2))
-    classifier = reward_classifier()
-    for model in (policy, reference, classifier):
-        choose_attention(model)
+    where, config = torch.device(device), MODELS[model]
+    policy, reference = (language_model(config(), ragged=load.ragged) for _ in range(2))
+    classifier = reward_classifier(config())
+    for one in (policy, reference, classifier):
+        choose_attention(one)
     scorer = RewardModel(classifier, score_at="last").requires_grad_(False)
     models = PpoModels(
-        policy=PolicyWithValue(policy),
-        reference=reference.requires_grad_(False),
-        reward_model=scorer,
+        policy=PolicyWithValue(policy).to(where),
+        reference=reference.requires_grad_(False).to(where),
+        reward_model=scorer.to(where),
         pad_id=PAD,
         eos_id=EOS,
-        precision=resolve_precision(
-            precision, device=torch.device("cpu"), num_parameters=num_parameters(policy)
-        ),
+        precision=resolve_precision(precision, device=where, num_parameters=num_parameters(policy)),
     )
     settings = Ppo(
         updates=1000,
@@ -117,7 +122,7 @@ def ours(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
     optimizer = build_ppo_optimizer(models.policy, settings)
     state = PpoState(
         controller=KlController(settings.kl_coef),
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator(where).manual_seed(0),
         best_weights={},
     )
     prompt_ids = prompts(PROMPTS)
@@ -128,6 +133,7 @@ def ours(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
         _, steps = update_policy(
             models, rollouts, optimizer, settings, kl_coef=settings.kl_coef, seed=state.update
         )
+        _wait(device)
         learning = time.perf_counter() - started
         state.update += 1
         return sum(rollout.num_tokens for rollout in rollouts), steps, learning
@@ -135,7 +141,9 @@ def ours(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
     return update
 
 
-def trl(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
+def trl(
+    load: Load, precision: str, model: str = SMALL, device: str = "cpu"
+) -> Callable[[], tuple[int, int, float]]:
     """TRL's trainer with the same models, counts and prompts; likewise."""
     import logging
     import tempfile
@@ -150,18 +158,18 @@ def trl(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
     from transformers import PreTrainedTokenizerFast
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    from benchmarks.speed.ppo_load import language_model
-
     disable_progress_bars()
-    words = models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token=str(VOCABULARY - 1))
+    build = MODELS[model]
+    vocabulary = build().vocab_size
+    words = models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token=str(vocabulary - 1))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(words), pad_token=str(PAD), eos_token=str(EOS)
     )
     tokenizer.padding_side = "left"
-    policy, reference = (language_model(llama_config(), ragged=load.ragged) for _ in range(2))
+    policy, reference = (language_model(build(), ragged=load.ragged) for _ in range(2))
     config = PPOConfig(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
+        use_cpu=device == "cpu",
         bf16=precision != "fp32",
         report_to="none",
         save_strategy="no",
@@ -187,8 +195,8 @@ def trl(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
         processing_class=tokenizer,
         model=policy,
         ref_model=reference,
-        reward_model=reward_classifier(),
-        value_model=reward_classifier(),
+        reward_model=reward_classifier(build()),
+        value_model=reward_classifier(build()),
         train_dataset=Dataset.from_dict({"input_ids": prompts(PROMPTS)}),
     )
     config.num_total_batches = 1
@@ -214,10 +222,41 @@ def trl(load: Load, precision: str) -> Callable[[], tuple[int, int, float]]:
     def update() -> tuple[int, int, float]:
         before, tokens_before = steps, tokens
         trainer.train()
+        _wait(device)
         return tokens - tokens_before, steps - before, 0.0
 
     assert torch.get_num_threads() == THREADS
     return update
+
+
+def _wait(device: str) -> None:
+    """Until a GPU has done what it was given."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _peak(device: str) -> int:
+    """Most bytes held since the start, or since the peak was forgotten."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return _memory("VmHWM")
+
+
+def _forget_peak(device: str) -> int:
+    """The peak counts from here; returns the bytes that stand now."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5", encoding="ascii")
+    return _memory("VmRSS")
 
 
 def _memory(field: str) -> int:
@@ -233,25 +272,22 @@ def _memory(field: str) -> int:
 
 def main() -> None:
     """Answer lines until they end."""
-    side, name, precision = sys.argv[1:]
+    side, name, precision, model, device = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     import torch
 
     torch.set_num_threads(THREADS)
     load = LOADS[name]
-    update = {"ours": ours, "trl": trl}[side](load, precision)
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5", encoding="ascii")  # the peak counts from here
-    standing = _memory("VmRSS")
+    update = {"ours": ours, "trl": trl}[side](load, precision, model, device)
+    standing = _forget_peak(device)
     for _ in sys.stdin:
         started = time.perf_counter()
         tokens, steps, learning = update()
         seconds = time.perf_counter() - started
         assert steps == load.optimizer_steps, f"{side} took {steps} optimizer steps"
         print(
-            json.dumps(vars(Update(seconds, tokens, steps, learning, _memory("VmHWM") - standing))),
+            json.dumps(vars(Update(seconds, tokens, steps, learning, _peak(device) - standing))),
             file=answers,
             flush=True,
         )

@@ -15,7 +15,7 @@ def rows(*, quick: bool) -> Iterator[Row]:
     """Three million comparisons; the ratings of both must agree."""
     import choix
 
-    prompts, looped = 100_000, 200 if quick else 1000
+    prompts, looped = 100_000, 100 if quick else 1000
     rng = np.random.default_rng(0)
     quality = rng.normal(0, 1, (prompts, 1, TEXTS))
     noisy = quality + rng.gumbel(size=(prompts, ANNOTATORS, TEXTS))

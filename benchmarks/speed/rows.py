@@ -43,6 +43,9 @@ class Row:
 NO_BF16 = "no bf16 units here: auto is fp32"
 """The note of rows that only a processor with bf16 units, or a GPU, can fill."""
 
+NO_GPU = "no GPU here"
+"""The note of rows that only a GPU can fill."""
+
 
 def auto_is_bf16() -> bool:
     """Whether `precision: auto` takes bf16 on this machine, for a model as large as the load's."""
