@@ -123,22 +123,26 @@ def wind_up(lm: Any, rates: torch.Tensor) -> None:
     """Let responses end as `rates` says, in any family: token i stands for step i mod STEPS.
 
     The embedding says the step, the output layer prefers tokens of the next one, and EOS as often
-    as `rates` says there. PAD never comes. A prompt's last token must stand for step 0.
+    as `rates` says there, which is solved for with the states of texts. PAD never comes. A prompt's
+    last token must stand for step 0.
     """
     vocabulary = lm.config.vocab_size
     step = torch.arange(vocabulary) % STEPS
     embedding, head = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
     assert embedding is not head, "the clock needs a config with tie_word_embeddings=False"
-    mark = 20.0  # far above what the layers add to it
+    # Far above what the layers add to it.
+    mark = 5 * lm.config.num_hidden_layers * math.sqrt(lm.config.hidden_size / 256)
     embedding[:, :STEPS] = mark * torch.nn.functional.one_hot(step, STEPS)
-    ids = torch.arange(STEPS, 2 * STEPS).unsqueeze(1)
-    states = lm(input_ids=ids, output_hidden_states=True).hidden_states[-1][:, 0]
-    seen = states[:, :STEPS].diagonal()  # how large the mark of a step still is at the end
+    texts = STEPS * torch.randint(1, vocabulary // STEPS, (8, STEPS)) + torch.arange(STEPS)
+    states = lm(input_ids=texts, output_hidden_states=True).hidden_states[-1].mean(0)
+    seen = states[:, :STEPS]  # how large the mark of each step still is at the end, and the others
     likely = 12.0
-    head[:, :STEPS] = torch.nn.functional.one_hot((step - 1) % STEPS, STEPS) * likely / seen
+    head[:, :STEPS] = torch.nn.functional.one_hot((step - 1) % STEPS, STEPS) * likely / seen.diag()
+    head[[EOS, PAD]] = 0.0
     of_a_step = vocabulary / STEPS
-    head[EOS, :STEPS] = (likely + (of_a_step * rates / (1 - rates)).log().clamp(min=-40)) / seen
-    head[PAD, :STEPS] = (likely - 40) / seen
+    ending = likely + (of_a_step * rates / (1 - rates)).log().clamp(min=-40).float()
+    head[EOS, :STEPS] = torch.linalg.solve(seen, ending)
+    head[PAD, :STEPS] = torch.linalg.solve(seen, torch.full_like(ending, likely - 40))
 
 
 def prompts(count: int, *, seed: int = 0) -> list[list[int]]:
