@@ -7,14 +7,15 @@ from typing import Any
 import torch
 
 from benchmarks.speed.ppo_load import LOADS, MODELS, PROMPT_TOKENS
-from benchmarks.speed.ppo_worker import SMALL, Worker
+from benchmarks.speed.ppo_worker import SMALL, Worker, wait_for
 from benchmarks.speed.rows import NO_BF16, Row, auto_is_bf16, seconds
 
 SIZES = (512, 1024, 2048, 4096)
 """Of the square products; those of the smaller ones are repeated until they take as long as one
 of 2048."""
 
-ON_GPU = (4096, 8192)
+SIZES_ON_GPU = (4096, 8192)
+REPEATS_ON_GPU = 20
 
 
 def needed_operations(config: Any, *, episodes: int, response_tokens: int, epochs: int) -> float:
@@ -33,20 +34,18 @@ def needed_operations(config: Any, *, episodes: int, response_tokens: int, epoch
 
 def product_rates(device: str, dtype: torch.dtype) -> dict[int, float]:
     """Operations per second of square matrix products, by size."""
-    sizes = SIZES if device == "cpu" else ON_GPU
     rates = {}
-    for size in sizes:
+    for size in SIZES if device == "cpu" else SIZES_ON_GPU:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        repeats = max(1, (2048 // size) ** 3)
+        repeats = max(1, (2048 // size) ** 3) if device == "cpu" else REPEATS_ON_GPU
 
-        def products(a: torch.Tensor = a, b: torch.Tensor = b, repeats: int = repeats) -> None:
-            for _ in range(repeats):
+        def products(times: int, a: torch.Tensor = a, b: torch.Tensor = b) -> None:
+            for _ in range(times):
                 a @ b
-            if device == "cuda":
-                torch.cuda.synchronize()
+            wait_for(device)
 
-        a @ b
-        rates[size] = 2.0 * size**3 * repeats / seconds(products)
+        products(1)
+        rates[size] = 2.0 * size**3 * repeats / seconds(lambda p=products, r=repeats: p(r))  # type: ignore[misc]
     return rates
 
 

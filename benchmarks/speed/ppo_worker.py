@@ -133,7 +133,7 @@ def ours(
         _, steps = update_policy(
             models, rollouts, optimizer, settings, kl_coef=settings.kl_coef, seed=state.update
         )
-        _wait(device)
+        wait_for(device)
         learning = time.perf_counter() - started
         state.update += 1
         return sum(rollout.num_tokens for rollout in rollouts), steps, learning
@@ -222,14 +222,14 @@ def trl(
     def update() -> tuple[int, int, float]:
         before, tokens_before = steps, tokens
         trainer.train()
-        _wait(device)
+        wait_for(device)
         return tokens - tokens_before, steps - before, 0.0
 
     assert torch.get_num_threads() == THREADS
     return update
 
 
-def _wait(device: str) -> None:
+def wait_for(device: str) -> None:
     """Until a GPU has done what it was given."""
     if device == "cuda":
         import torch
