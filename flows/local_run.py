@@ -4,6 +4,7 @@ Nothing here imports Prefect before `prepare_prefect` has set its environment.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import resource
@@ -102,6 +103,7 @@ def _ready(
     if server is not None:
         # Nobody there listens to the heartbeat, which costs a second at the end.
         settings[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
+        importlib.import_module("flows.rlhf")  # while the server is on its way up
         server.wait()
     with temporary_settings(settings), tags("rlhf", config.name):
         yield
