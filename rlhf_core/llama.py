@@ -232,8 +232,9 @@ class LlamaDecoder:
         A static step reads the whole cache, also what is not written yet, with weight 0. By default
         it is so on a GPU, which is the only one to record it; a processor would compute more.
         """
-        self._on_gpu = model.device.type == "cuda"
-        self._is_static = self._on_gpu if static is None else static
+        on_gpu = model.device.type == "cuda"
+        self._is_static = on_gpu if static is None else static
+        self._is_recorded = self._is_static and on_gpu
         if self._is_static:
             self.leaving_share = 0.25  # then all is recorded anew
         self._trunk, self._dtype = model.base_model, dtype
@@ -287,7 +288,7 @@ class LlamaDecoder:
         if self._is_static:
             self._bias[:, self._length] = 0.0
         self._length += 1
-        if self._on_gpu:
+        if self._is_recorded:
             self._recorded = self._recorded or Recorded(self._next_logits, token)
             logits = self._recorded(token)
         else:

@@ -1,6 +1,8 @@
 """The same comparisons on a GPU: `auto` against the peers in bf16, with models of three sizes."""
 
+import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -9,24 +11,30 @@ from benchmarks.speed.ppo_load import LOADS, MODELS, language_model
 from benchmarks.speed.rows import NO_GPU, Row
 
 LARGE = list(MODELS)[-1]
+NO_TRL = "install the extra `bench`"
 
 
 def rows(*, quick: bool) -> Iterator[Row]:
     """PPO, its memory, decoding and the share of the limit; empty rows where there is no GPU."""
     there, rounds = torch.cuda.is_available(), 3 if quick else 5
+    missing = NO_GPU if not there else "" if importlib.util.find_spec("trl") else NO_TRL
     for model in MODELS:
         for load in LOADS.values():
-            what, peer = f"GPU: PPO, {load.name}, {model}", "TRL 1.12.0 in bf16"
-            memory = f"GPU: PPO, peak memory above the models, {load.name}, {model}"
-            if not there:
-                yield Row(what, float("nan"), "x", peer=peer, note=NO_GPU)
+            peer = "TRL 1.12.0 in bf16"
+            if missing:
+                what = f"GPU: PPO, {load.name}, {model}"
+                yield Row(what, float("nan"), "x", peer=peer, note=missing)
                 continue
-            speed, peaks = ppo.compare(
-                load.name, "auto", their_precision="bf16", model=model, device="cuda", rounds=rounds
-            )
-            yield Row(what, speed.value, "x", peer=peer, runs=speed.runs, note=speed.note)
-            sides = {side: [float(peak)] for side, peak in peaks.items()}
-            yield Row(memory, peaks["ours"] / peaks["theirs"], "of TRL's", "", peer, sides, "bytes")
+            for row in ppo.compare(
+                load.name,
+                "auto",
+                peer=peer,
+                their_precision="bf16",
+                model=model,
+                device="cuda",
+                rounds=rounds,
+            ):
+                yield replace(row, what=f"GPU: {row.what}, {model}")
     for model, config in MODELS.items():
         for load in LOADS.values():
             what, peer = f"GPU: decoding, {load.name}, {model}, batch 64", "generate, bf16"

@@ -3,6 +3,7 @@
 import importlib.util
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from benchmarks.speed.ppo_worker import SMALL, Worker
 from benchmarks.speed.rows import NO_BF16, Row, alternate, auto_is_bf16
@@ -26,31 +27,24 @@ def rows(*, quick: bool) -> Iterator[Row]:
         if precision == "auto" and not auto_is_bf16():
             yield Row(what, float("nan"), "x", bound, PEER, note=NO_BF16)
             continue
-        speed, peaks = compare(load, precision, rounds=2 if quick else 5)
-        yield Row(what, speed.value, "x", bound, PEER, speed.runs, speed.note)
+        speed, memory = compare(load, precision, rounds=2 if quick else 5)
+        yield replace(speed, bound=bound)
         if (load, precision) == ("full length", "fp32"):
-            yield Row(
-                "PPO, peak memory above the models, full length, fp32",
-                peaks["ours"] / peaks["theirs"] if peaks["theirs"] else float("nan"),
-                "of TRL's",
-                "<= 0.6",
-                PEER,
-                {side: [float(peak)] for side, peak in peaks.items()},
-                "bytes",
-            )
+            yield replace(memory, bound="<= 0.6")
 
 
 def compare(
     load: str,
     precision: str,
     *,
+    peer: str = PEER,
     their_precision: str = "fp32",
     model: str = SMALL,
     device: str = "cpu",
     rounds: int,
-) -> tuple[Row, dict[str, int]]:
-    """Times as many episodes per second as TRL, and each side's peak of memory in bytes."""
-    peaks: dict[str, int] = {}
+) -> tuple[Row, Row]:
+    """Times as many episodes per second as TRL, and the share of its peak of memory."""
+    peaks: dict[str, float] = {}
     tokens: dict[str, list[int]] = {"ours": [], "theirs": []}
 
     def update(worker: Worker, side: str) -> Callable[[], float]:
@@ -69,4 +63,12 @@ def compare(
         ratio, runs = alternate(update(ours, "ours"), update(theirs, "theirs"), rounds)
     means = [statistics.mean(counts[1:]) for counts in tokens.values()]  # the first is a warm-up
     note = f"response tokens {means[0]:.0f} and {means[1]:.0f} an update"
-    return Row("", ratio, "x", runs=runs, note=note), peaks
+    what = f"{load}, {precision}"
+    held = peaks["ours"] / peaks["theirs"] if peaks["theirs"] else float("nan")
+    sides = {side: [peak] for side, peak in peaks.items()}
+    return (
+        Row(f"PPO, {what}", ratio, "x", "", peer, runs, note),
+        Row(
+            f"PPO, peak memory above the models, {what}", held, "of TRL's", "", peer, sides, "bytes"
+        ),
+    )
